@@ -1,0 +1,93 @@
+"""Sphinx configuration. The pages load nothing off the host, and the build needs no network."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "jaxgrad"
+author = "The jaxgrad developers"
+copyright = author
+release = version = importlib.metadata.version("jaxgrad")
+
+extensions = [
+    "mathml",
+    "public_names",
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "jupyter_execute"]
+
+# Pages
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+suppress_warnings = ["mystnb.unknown_mime_type"]
+html_math_renderer = "mathml"
+copybutton_exclude = ".linenos, .gp, .go"
+
+# The reference
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+napoleon_custom_sections = [("Numerics", "notes_style"), ("See also", "notes_style")]
+# There is no intersphinx (the build has no network), so names from elsewhere have no page to point at.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(collections|contextlib|dataclasses|enum|os|pathlib|types|typing|typing_extensions)\..*"),
+    (r"py:.*", r"(jax|jaxlib|jaxtyping|numpy|np|optax|click|rich|matplotlib|equinox|flax)\..*"),
+    (
+        r"py:class",
+        r"(Any|Array|ArrayLike|Bool|Callable|Float|Inexact|Int|Integer|Key|Num|Path|PRNGKeyArray|PyTree|Shaped)",
+    ),
+    (r"py:class", r"(bool|bytes|complex|dict|float|frozenset|int|list|object|set|str|tuple|type|optional|callable)"),
+    (r"py:(exc|obj)", r"(bool|float|int|str|None|tuple|[A-Z][A-Za-z]*Error|[A-Z][A-Za-z]*Warning)"),
+]
+
+# HTML
+html_theme = "pydata_sphinx_theme"
+html_title = "jaxgrad"
+html_static_path = ["_static"]
+html_css_files = ["jaxgrad.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "navbar_align": "left",
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+_TUPLE_FIELD = type(NamedTuple("Example", [("field", int)]).field)
+
+
+def _skip_fields(app: Sphinx, kind: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave the fields of a NamedTuple to its docstring: autodoc knows only "Alias for field number 0"."""
+    return True if isinstance(member, _TUPLE_FIELD) else None
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what this file defines."""
+    app.connect("autodoc-skip-member", _skip_fields)

@@ -1,0 +1,46 @@
+"""What holds in every test: shapes and types checked at run time, no silent promotion, warnings are errors.
+
+Set `JAX_ENABLE_X64=1` to run everything in double precision, and `JAXGRAD_TYPECHECK=0` to leave the annotations alone
+(in a debugger the checker's frames are noise).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+if os.environ.get("JAXGRAD_TYPECHECK", "1") != "0":
+    # Before any test imports the package.
+    install_import_hook("jaxgrad", "beartype.beartype")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example of a test compiles, which no deadline survives; in CI a failure must be the same one twice.
+hypothesis.settings.register_profile("jaxgrad", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("jaxgrad")
+
+
+@pytest.fixture
+def third_party_model() -> Iterator[None]:
+    """JAX's usual promotion, for a test whose model comes from a library that counts on it (flax, equinox)."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision for one test, whatever JAX_ENABLE_X64 says."""
+    if hasattr(jax, "enable_x64"):
+        context = jax.enable_x64(True)
+    else:  # before jax 0.8
+        from jax.experimental import enable_x64
+
+        context = enable_x64(True)
+    with context:
+        yield
