@@ -105,12 +105,13 @@ def build(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *artifacts)
     (wheel,) = dist.glob("*.whl")
 
-    fresh = Path(session.create_tmp()) / "fresh"
+    elsewhere = Path(session.create_tmp()).resolve()  # not the checkout: the wheel must carry its own data
+    fresh = elsewhere / "fresh"
     shutil.rmtree(fresh, ignore_errors=True)
     session.run("python", "-m", "venv", str(fresh))
     programs = fresh / ("Scripts" if sys.platform == "win32" else "bin")
     session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
-    session.cd(session.create_tmp())  # away from the checkout: the wheel must carry its own data
+    session.cd(elsewhere)
     session.run(str(programs / "jaxgrad"), "--version", external=True)
     session.run(str(programs / "jaxgrad"), "explain", "--demo", "healthy", "--check", external=True)
 

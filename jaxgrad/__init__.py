@@ -1,7 +1,9 @@
 """Why the gradients of a network vanish or explode, which layer is to blame, and which fix works."""
 
+from jaxgrad import spectra as spectra
+from jaxgrad import tracing as tracing
 from jaxgrad.tracing import trace as trace
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "trace"]
+__all__ = ["__version__", "spectra", "trace", "tracing"]

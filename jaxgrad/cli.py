@@ -62,17 +62,17 @@ def print_version(context: click.Context, _: click.Parameter, wanted: bool) -> N
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print versions."
 )
 def main() -> None:
-    r"""Find out why gradients vanish or explode, which layer is to blame, and which fix works.
+    """Find out why gradients vanish or explode, which layer is to blame, and which fix works.
 
     \b
     Examples:
       jaxgrad explain --demo deep-sigmoid
       jaxgrad explain train:make_case --html report.html
       jaxgrad explain --help
-    """
+    """  # noqa: D301  (click's mark for a paragraph that is not wrapped)
 
 
-@main.command()
+@main.command(short_help="Diagnose the gradients of a network.")
 @click.argument("target", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--demo", metavar="NAME", help="Diagnose a small network on real digits instead.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
@@ -89,7 +89,7 @@ def main() -> None:
 def explain(
     target: str | None, demo: str | None, html: Path | None, json: Path | None, check: bool, level: str, quiet: bool
 ) -> None:
-    r"""Diagnose the gradients of a network, and measure what would repair them.
+    """Diagnose the gradients of a network, and measure what would repair them.
 
     FUNCTION is yours: called without arguments, it returns a tuple of the loss function, the parameters and the other
     arguments. MODULE is a module that can be imported from here, or a path to a Python file. FUNCTION is make_case
@@ -117,7 +117,7 @@ def explain(
       0  the network was diagnosed (with --check: and is healthy)
       1  with --check: a fault was found
       2  bad usage, or an error in MODULE or in the loss
-    """
+    """  # noqa: D301
     if (target is None) == (demo is None):
         got = "neither" if target is None else f"both {target!r} and --demo {demo}"
         fail(
@@ -357,7 +357,7 @@ def run(function: Callable[[], Any], doing: str) -> Any:
         if not frames and not isinstance(error, (SyntaxError, ImportError, SystemExit)):
             traceback.print_exception(error)
             raise InputError(f"{COMMAND}: an error inside jaxgrad itself, while {doing}. Please report it.") from None
-        text = "".join(traceback.format_exception_only(error)).rstrip()
+        text = "".join(traceback.format_exception_only(error)).partition("\n-----")[0].rstrip()  # Not jax's note.
         where = "".join(traceback.format_list(frames[-3:])).rstrip("\n")
         shown = "\n".join(part for part in (where, text) if part)
         raise InputError(
@@ -392,7 +392,7 @@ def install_hint(error: ImportError) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         if importlib.util.find_spec(package) is None:
-            return f"install it beside jaxgrad: `{sys.executable} -m pip install {package}`."
+            return f"correct the name, or install it: `{sys.executable} -m pip install {package}`."
     return "see that this name exists in the version installed."
 
 

@@ -8,7 +8,9 @@ a layer (or keeps its input alive beside it), so the trunk begins at the entry's
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,7 +104,7 @@ def pack(draw: Draw, **values: Any) -> Packed:
     if kind == "dict":
         return Packed(dict(values), lambda p: tuple(p[name] for name in names), {name: name for name in names})
     if kind == "namedtuple":
-        Record = collections.namedtuple("Record", names)  # noqa: PYI024
+        Record = collections.namedtuple("Record", names)
         return Packed(Record(**values), tuple, {name: name for name in names})
     container = list(values.values())
     return Packed(container if kind == "list" else tuple(container), tuple, {n: str(i) for i, n in enumerate(names)})
@@ -740,3 +742,44 @@ def reference_jacobian(trunk: Trunk, params: Any, args: tuple[Any, ...], mixes: 
     for one, other in itertools.permutations(range(examples), 2):
         assert not full[one, :, other].any(), "examples mix in a network that says they do not"
     return np.stack([full[i, :, i] for i in range(examples)])
+
+
+def canonical(name: str) -> str:
+    """The index of a stacked layer moved to the end, whichever part of the path carries it."""
+    indices = re.findall(r"\[\d+\]", name)
+    return re.sub(r"\[\d+\]", "", name) + "".join(indices)
+
+
+def chain_products(blocks: Sequence[Any], jacobians: Sequence[Any]) -> list[tuple[str, int, np.ndarray, float]]:
+    """One entry a chain: kind, number of blocks, product of the Jacobians, and product of their norms."""
+    products = []
+    for _, group in itertools.groupby(zip(blocks, jacobians, strict=True), key=lambda pair: pair[0].chain):
+        pairs = list(group)
+        matrices = [np.asarray(jacobian, np.float64) for _, jacobian in pairs]
+        norms = [np.linalg.norm(matrix, 2, axis=(-2, -1)).max() for matrix in matrices]
+        product = functools.reduce(lambda later, first: first @ later, matrices)
+        products.append((pairs[0][0].kind, len(pairs), product, float(np.prod(norms))))
+    return products
+
+
+def error_of(product: np.ndarray, expected: np.ndarray) -> float:
+    """Largest deviation, relative to the scale of what was expected; infinite where the shapes differ."""
+    if product.shape != expected.shape:
+        return np.inf
+    return float(np.abs(product - expected).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def check_chains(network: Any, jacobians: Sequence[Any], case: Any, tolerance: float = 1e-10) -> None:
+    """Every trunk must be the product of one chain; chains of a recurrence have one block a step."""
+    found = chain_products(network.blocks, jacobians)
+    for index, trunk in enumerate(case.trunks):
+        expected = reference_jacobian(trunk, case.params, case.args, case.mixes)
+        chains = [chain for chain in found if chain[0] == trunk.kind]
+        errors = [error_of(product, expected) for _, _, product, _ in chains]
+        shapes = [(kind, count, product.shape) for kind, count, product, _ in found]
+        assert min(errors, default=np.inf) <= tolerance, (
+            f"no chain multiplies up to {trunk.kind} trunk {index} of shape {expected.shape}: errors {errors}, "
+            f"chains {shapes}, blocks {[(b.chain, b.name) for b in network.blocks]}"
+        )
+        if trunk.kind == "time":
+            assert chains[int(np.argmin(errors))][1] == case.num_steps

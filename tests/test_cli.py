@@ -274,7 +274,7 @@ class TestModule:
         refused(
             invoke("train"),
             "no error while importing train; got ModuleNotFoundError",
-            "To fix it: install it .*pip install flaxx_not_here",
+            "To fix it: .*install it: .*pip install flaxx_not_here",
             'train.py", line 2',
             "import flaxx_not_here",
             "No module named 'flaxx_not_here'",

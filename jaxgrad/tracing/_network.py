@@ -81,6 +81,11 @@ class Network:
       sites: Where each layer stands in the program.
       activations: The nonlinearities on the path to the loss.
       notes: What was kept whole, in words.
+      parameters: The parameter leaves, by position among the arrays.
+      num_parameters: How many of the arrays stand in ``params``.
+      path: The activations whose derivative reaches the loss.
+      signature: What the network was traced with.
+      out_tree: The tree of what the function returns.
     """
 
     layers: tuple[Layer, ...]
@@ -92,6 +97,7 @@ class Network:
     activations: tuple[Activation, ...]
     notes: tuple[str, ...]
     parameters: tuple[Owner, ...] = dataclasses.field(repr=False)
+    num_parameters: int = dataclasses.field(repr=False)
     path: frozenset[Site] = dataclasses.field(repr=False)
     signature: Signature = dataclasses.field(repr=False)
     out_tree: Any = dataclasses.field(repr=False)
@@ -417,6 +423,7 @@ def _read(
         activations=tuple(_layers.activations(program, path)),
         notes=_notes(program, layers),
         parameters=tuple(owners.values()),
+        num_parameters=_first_argument(signature),
         path=path,
         signature=signature,
         out_tree=out_tree,

@@ -1,0 +1,191 @@
+"""The Jacobian of every block of a traced network."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrad.spectra._examples import Layout, example_layout
+from jaxgrad.tracing import Network
+from jaxgrad.tracing._cuts import Span
+from jaxgrad.tracing._interpret import Loop, Site, evaluate, replay
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+def block_jacobians(network: Network, params: Any, *args: Any, chunk_size: int | None = None) -> list[jax.Array]:
+    r"""Return the Jacobian of every block, in order, one an example.
+
+    .. math:: J_b = \partial h_{b+1} / \partial h_b
+
+    where :math:`h_b` is the state at the cut before block :math:`b`, flattened. Within a chain the product
+    :math:`J_n \cdots J_1` is the Jacobian of the whole.
+
+    Args:
+      network: A traced network.
+      params: Parameters of the shapes traced.
+      *args: Other arguments of the shapes traced.
+      chunk_size: How many columns (or rows, where there are fewer) to compute at once; by default as many as keep a
+        block's tangents within 64 MiB.
+
+    Returns:
+      One array of shape ``(num_examples, output_size, input_size)`` a block. Where examples depend on one another
+      (BatchNorm in training), and where there is no batch, the batch is one state and ``num_examples`` is 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxgrad
+      >>> params = {"a": 2 * jnp.eye(3), "b": 3 * jnp.eye(3)}
+      >>> def loss_fn(params, x):
+      ...     return jnp.sum(x @ params["a"] @ params["b"])
+      >>> x = jnp.ones((4, 3))
+      >>> network = jaxgrad.trace(loss_fn, params, x)
+      >>> first, second = jaxgrad.spectra.block_jacobians(network, params, x)
+      >>> first.shape, float(second[0, 0, 0])
+      ((4, 3, 3), 3.0)
+    """
+    layout = example_layout(network, params, *args)
+
+    def compute(inputs: list[Any]) -> list[jax.Array]:
+        values = block_values(network, inputs, network.spans)
+        return [jacobian for _, jacobian in span_jacobians(network, layout, values, network.spans, chunk_size)]
+
+    return jax.jit(compute)(network.inputs(params, args))
+
+
+def span_jacobians(
+    network: Network, layout: Layout, values: dict[Site, Any], spans: Sequence[Span], chunk_size: int | None = None
+) -> Iterator[tuple[Span, jax.Array]]:
+    """Yield the Jacobian of each span; the steps of one loop are computed by one compiled body."""
+    for _, group in itertools.groupby(spans, key=lambda span: span.equations if span.kind == "time" else span):
+        members = tuple(group)
+        if members[0].kind == "depth":
+            yield members[0], dense_jacobians(*depth_function(network, layout, values, members[0]), chunk_size=chunk_size)
+            continue
+        steps = jnp.asarray([span.start.step for span in members])
+        stacked = jax.lax.map(
+            lambda step: dense_jacobians(
+                *time_function(network, layout, values, members[0], step), chunk_size=chunk_size  # noqa: B023
+            ),
+            steps,
+        )
+        yield from zip(members, stacked, strict=True)
+
+
+def block_values(network: Network, inputs: Sequence[Any], spans: Sequence[Span]) -> dict[Site, Any]:
+    """Return every value that the given spans start from, end with or read on the way, from one evaluation."""
+    program = network.program
+    wanted: set[Site] = {site for span in spans for cut in (span.start, span.end) for site in cut.sites}
+    known = {output for equation in program.equations for output in equation.outputs}
+    known |= set(program.inputs) | set(program.constants)
+    for position in {position for span in spans for position in span.equations}:
+        equation = program.equations[position]
+        wanted |= {(atom,) for atom in equation.operands if atom in known}
+    for span in spans:
+        if span.kind == "time":
+            number, loop = _loop_of(network, span)
+            wanted |= {(number, entry) for entry in _entering(loop)}
+    _, kept = evaluate(program, inputs, captures=wanted)
+    return kept
+
+
+def depth_function(
+    network: Network, layout: Layout, values: dict[Site, Any], span: Span
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """Return a span as a function from ``(num_examples, input_size)`` to ``(num_examples, output_size)``, and its argument.
+
+    No example's row depends on another's.
+    """
+    equations = [network.program.equations[position] for position in span.equations]
+    avals = [network.aval(site) for site in span.start.sites]
+    flat = {site[0]: value for site, value in values.items() if len(site) == 1}
+
+    def function(rows: jax.Array) -> jax.Array:
+        state = layout.merge(rows, avals, span.start.sites)
+        known = replay(equations, {site[0]: value for site, value in zip(span.start.sites, state, strict=True)}, flat)
+        return layout.split([known.get(site[0], flat[site[0]]) for site in span.end.sites], span.end.sites)
+
+    return function, layout.split([values[site] for site in span.start.sites], span.start.sites)
+
+
+def time_function(
+    network: Network, layout: Layout, values: dict[Site, Any], span: Span, step: Any
+) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    """Return one step of a loop as :func:`depth_function` does; ``step`` may be traced."""
+    number, loop = _loop_of(network, span)
+    equation = network.program.equations[span.equations[0]]
+    operands = [values[(atom,)] if isinstance(atom, int) else atom.value for atom in equation.inputs]
+    consts, slices = operands[: loop.num_consts], operands[loop.num_consts + loop.num_carry :]
+    every = [(number, entry) for entry in _entering(loop)]
+    sites = span.start.sites
+    avals = [network.aval(site) for site in sites]
+    carried = [values[site][step] for site in every]
+    leaves = [every.index(site) for site in sites]
+
+    def function(rows: jax.Array) -> jax.Array:
+        state = list(carried)
+        for leaf, value in zip(leaves, layout.merge(rows, avals, sites), strict=True):
+            state[leaf] = value
+        outputs, _ = evaluate(loop.body, [*consts, *state, *(value[step] for value in slices)])
+        return layout.split([outputs[leaf] for leaf in leaves], sites)
+
+    return function, layout.split([carried[leaf] for leaf in leaves], sites)
+
+
+def _loop_of(network: Network, span: Span) -> tuple[int, Loop]:
+    """Return the loop that a time span is a step of, and its number."""
+    equation = network.program.equations[span.equations[0]]
+    if equation.loop is None:
+        raise ValueError(f"{equation.operation} is no loop")
+    return equation.outputs[0], equation.loop
+
+
+def _entering(loop: Loop) -> tuple[int, ...]:
+    """Return the numbers of a loop's carry inside its body."""
+    return loop.body.inputs[loop.num_consts : loop.num_consts + loop.num_carry]
+
+
+def dense_jacobians(
+    function: Callable[[jax.Array], jax.Array], rows: jax.Array, *, chunk_size: int | None = None
+) -> jax.Array:
+    """Return the Jacobian of every row of a function in which rows do not depend on one another.
+
+    A tangent along one coordinate in all rows at once gives that column of every row's Jacobian; a cotangent, that row.
+
+    Args:
+      function: From ``(num_rows, input_size)`` to ``(num_rows, output_size)``.
+      rows: Where.
+      chunk_size: How many coordinates to push at once.
+
+    Returns:
+      An array of shape ``(num_rows, output_size, input_size)``.
+    """
+    out = jax.eval_shape(function, rows)
+    num_rows, input_size = rows.shape
+    output_size = out.shape[1]
+    if not input_size or not output_size:
+        return jnp.zeros((num_rows, output_size, input_size), out.dtype)
+    forward = input_size <= output_size
+    size = input_size if forward else output_size
+    if chunk_size is None:
+        cost = num_rows * (input_size + output_size) * out.dtype.itemsize
+        chunk_size = max(1, _CHUNK_BYTES // cost)
+    if forward:
+        push = jax.linearize(function, rows)[1]
+        like = rows
+    else:
+        pull = jax.vjp(function, rows)[1]
+        like = out
+
+        def push(cotangent: jax.Array) -> jax.Array:
+            return pull(cotangent)[0]
+
+    def along(coordinate: jax.Array) -> jax.Array:
+        direction = (jnp.arange(size) == coordinate).astype(like.dtype)
+        return push(jnp.broadcast_to(direction[None, :], like.shape))
+
+    columns = jax.lax.map(along, jnp.arange(size), batch_size=min(chunk_size, size))
+    return jnp.transpose(columns, (1, 2, 0) if forward else (1, 0, 2))
