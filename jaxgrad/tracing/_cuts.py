@@ -74,7 +74,27 @@ def gradient_path(program: Program, outputs: Sequence[int | Constant], loops: Si
         if equation.loop is not None:
             inside |= _loop_path(equation.loop, [o in reached for o in equation.outputs], (*loops, equation.outputs[0]))
         reached.update(operands)
-    return inside | {(*loops, number) for number in reached if program.kinds[number].data}
+    moving = _moving(program)
+    return inside | {(*loops, number) for number in reached if number in moving}
+
+
+def _moving(program: Program) -> set[int]:
+    """Return the values computed from data with a derivative: those behind a ``stop_gradient`` are constants.
+
+    What is computed from integers alone (an embedding, a cast image) moves too, as an input of its own.
+    """
+    moving = {
+        number
+        for number in (*program.inputs, *program.constants)
+        if program.kinds[number].data and inexact(program.avals[number])
+    }
+    for equation in program.equations:
+        operands = _operands(equation, program)
+        data = [atom for atom in equation.operands if program.kinds[atom].data]
+        entry = bool(data) and not any(inexact(program.avals[atom]) for atom in data)
+        if entry or not moving.isdisjoint(operands):
+            moving.update(output for output in equation.outputs if inexact(program.avals[output]))
+    return moving
 
 
 def _loop_path(loop: Loop, used: list[bool], loops: Site) -> frozenset[Site]:

@@ -187,7 +187,7 @@ class Network:
 
     def inputs(self, params: Any, args: tuple[Any, ...]) -> list[Any]:
         """Return the arrays among the arguments, checked against those traced."""
-        leaves, treedef = jax.tree_util.tree_flatten((params, args), is_leaf=_is_none)
+        leaves, treedef = jax.tree_util.tree_flatten((params, tuple(args)), is_leaf=_is_none)
         signature = self.signature
         if treedef != signature.treedef:
             raise ValueError(
