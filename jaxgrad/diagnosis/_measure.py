@@ -445,7 +445,7 @@ def _makes_nonfinite(
     program: Any, equation: Any, inputs: Sequence[Any], values: Mapping[Site, Any], cotangents: Mapping[Site, Any]
 ) -> bool:
     """Return whether an equation's derivative turns finite cotangents into others."""
-    known = {**program.constants, **dict(zip(program.inputs, inputs, strict=True))}
+    known = dict(zip(program.inputs, inputs, strict=True))
     known.update({site[0]: value for site, value in values.items()})
     if any(not isinstance(atom, Constant) and atom not in known for atom in equation.inputs):
         return True  # an operand without derivative was not kept: the cotangents speak for themselves

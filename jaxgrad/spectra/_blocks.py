@@ -80,7 +80,7 @@ def block_values(network: Network, inputs: Sequence[Any], spans: Sequence[Span])
     program = network.program
     wanted: set[Site] = {site for span in spans for cut in (span.start, span.end) for site in cut.sites}
     known = {output for equation in program.equations for output in equation.outputs}
-    known |= set(program.inputs) | set(program.constants)
+    known |= set(program.inputs)
     for position in {position for span in spans for position in span.equations}:
         equation = program.equations[position]
         wanted |= {(atom,) for atom in equation.operands if atom in known}
@@ -129,7 +129,7 @@ def time_function(
         state = list(carried)
         for leaf, value in zip(leaves, layout.merge(rows, avals, sites), strict=True):
             state[leaf] = value
-        outputs, _ = evaluate(loop.body, [*consts, *state, *(value[step] for value in slices)])
+        outputs, _ = evaluate(loop.body, [*consts, *state, *(value[step] for value in slices), *loop.closed_over])
         return layout.split([outputs[leaf] for leaf in leaves], sites)
 
     return function, layout.split([carried[leaf] for leaf in leaves], sites)

@@ -85,7 +85,7 @@ def _moving(program: Program) -> set[int]:
     """
     moving = {
         number
-        for number in (*program.inputs, *program.constants)
+        for number in program.inputs
         if program.kinds[number].data and inexact(program.avals[number])
     }
     for equation in program.equations:
@@ -140,7 +140,7 @@ def spans(program: Program, path: frozenset[Site]) -> list[Span]:
 
 def _sources(program: Program, path: frozenset[Site]) -> list[int]:
     """Return the activations on the path that come from no other: float inputs, looked-up embeddings, casts."""
-    sources = [number for number in (*program.inputs, *program.constants) if (number,) in path]
+    sources = [number for number in program.inputs if (number,) in path]
     for equation in program.equations:
         if not any((atom,) in path for atom in _operands(equation, program)):
             sources += [output for output in equation.outputs if (output,) in path]

@@ -64,7 +64,9 @@ class Loop(NamedTuple):
     """A ``scan`` whose body holds layers that every step shares.
 
     Attributes:
-      body: The program of one step: inputs are constants, carry, slices; outputs are carry, stacked outputs.
+      body: The program of one step: inputs are constants, carry, slices, values closed over; outputs are carry and
+        stacked outputs.
+      closed_over: The values closed over.
       num_consts: Number of loop-invariant inputs.
       num_carry: Number of carried values.
       length: Number of steps.
@@ -72,6 +74,7 @@ class Loop(NamedTuple):
     """
 
     body: Program
+    closed_over: tuple[Any, ...]
     num_consts: int
     num_carry: int
     length: int
@@ -117,7 +120,6 @@ class Program:
       equations: The equations.
       avals: Shape and type of every value, by number.
       kinds: What every value is made from, by number.
-      constants: Values closed over, by number.
       layers: Positions in ``equations`` of those that multiply data by parameters.
     """
 
@@ -126,7 +128,6 @@ class Program:
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
     kinds: tuple[Kind, ...]
-    constants: Mapping[int, Any]
     layers: tuple[int, ...]
     _compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -152,16 +153,13 @@ def evaluate(
     taps = dict(taps or {})
     wanted = set(captures)
     kept: dict[Site, Any] = {}
-    values: dict[int, Any] = dict(program.constants)
+    values: dict[int, Any] = {}
 
     def define(number: int, value: Any) -> None:
         values[number] = value + taps[(number,)] if (number,) in taps else value
 
     for number, value in zip(program.inputs, inputs, strict=True):
         define(number, value)
-    for number in program.constants:
-        if (number,) in taps:
-            define(number, program.constants[number])
     for scope, group in itertools.groupby(program.equations, key=lambda equation: equation.scope):
         equations = tuple(group)
         if scope is None:
@@ -212,7 +210,7 @@ def run_loop(
 
     def step(carry: Any, stacked: Any) -> Any:
         slices, taps = stacked
-        outputs, kept = evaluate(loop.body, [*consts, *carry, *slices], taps=taps, captures=captures)
+        outputs, kept = evaluate(loop.body, [*consts, *carry, *slices, *loop.closed_over], taps=taps, captures=captures)
         return outputs[: loop.num_carry], (outputs[loop.num_carry :], kept)
 
     carry, (stacked, kept) = jax.lax.scan(
@@ -292,7 +290,6 @@ class _Builder:
         self.equations: list[Equation] = []
         self.avals: list[Any] = []
         self.kinds: list[Kind] = []
-        self.constants: dict[int, Any] = {}
         self.layers: list[int] = []
         self.scopes = itertools.count()
 
@@ -306,7 +303,6 @@ class _Builder:
 
     def reset(self, mark: tuple[int, int, int]) -> None:
         del self.equations[mark[0] :], self.avals[mark[1] :], self.kinds[mark[1] :], self.layers[mark[2] :]
-        self.constants = {number: value for number, value in self.constants.items() if number < mark[1]}
 
     def finish(self, inputs: Sequence[int], outputs: Sequence[int | Constant]) -> Program:
         return Program(
@@ -315,7 +311,6 @@ class _Builder:
             equations=tuple(self.equations),
             avals=tuple(self.avals),
             kinds=tuple(self.kinds),
-            constants=self.constants,
             layers=tuple(self.layers),
         )
 
@@ -327,27 +322,26 @@ def flatten(closed: jex.ClosedJaxpr, kinds: Sequence[Kind], constant_kind: Kind 
       closed: The jaxpr.
       kinds: What each input is made from.
       constant_kind: What arrays that depend on no input count as.
+
+    Returns:
+      The program. Its inputs are those of the jaxpr, then the values that the jaxpr closes over.
     """
     jaxpr = closed.jaxpr
     builder = _Builder(constant_kind, jaxpr.debug_info)
     inputs = [builder.new(var.aval, kind) for var, kind in zip(jaxpr.invars, kinds, strict=True)]
-    outputs = _inline(builder, closed, inputs, None)
-    return builder.finish(inputs, outputs)
+    constants = [builder.new(var.aval, constant_kind if var.aval.shape else Kind()) for var in jaxpr.constvars]
+    outputs = _inline(builder, jaxpr, [*inputs, *constants], None)
+    return builder.finish([*inputs, *constants], outputs)
 
 
 def _inline(
     builder: _Builder,
-    closed: jex.ClosedJaxpr,
+    jaxpr: jex.Jaxpr,
     inputs: Sequence[int | Constant],
     scope: int | None,
 ) -> list[int | Constant]:
-    """Append a jaxpr's equations and return its outputs."""
-    jaxpr = closed.jaxpr
-    atoms: dict[Any, int | Constant] = dict(zip(jaxpr.invars, inputs, strict=True))
-    for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
-        number = builder.new(var.aval, builder.constant_kind if jnp.ndim(value) else Kind())
-        builder.constants[number] = value
-        atoms[var] = number
+    """Append a jaxpr's equations and return its outputs; inputs are its arguments, then what it closes over."""
+    atoms: dict[Any, int | Constant] = dict(zip([*jaxpr.invars, *jaxpr.constvars], inputs, strict=True))
 
     def atom(var: Any) -> int | Constant:
         return Constant(var.val) if isinstance(var, jex.Literal) else atoms[var]
@@ -371,7 +365,8 @@ def _append(
     if name in _CALLS:
         mark = builder.mark()
         inner = scope if scope is not None or name not in _COMPILED_CALLS else next(builder.scopes)
-        outputs = _inline(builder, bodies(eqn.params)[0], operands, inner)
+        body = bodies(eqn.params)[0]
+        outputs = _inline(builder, body.jaxpr, [*operands, *map(Constant, body.consts)], inner)
         if len(builder.layers) > mark[2]:
             return outputs
         builder.reset(mark)
@@ -510,7 +505,12 @@ def _append_scan(
     if own_weights:
         return _unroll(builder, eqn, operands, scope if scope is not None else next(builder.scopes))
     loop = Loop(
-        body=program, num_consts=num_consts, num_carry=num_carry, length=length, reverse=bool(params["reverse"])
+        body=program,
+        closed_over=tuple(body.consts),
+        num_consts=num_consts,
+        num_carry=num_carry,
+        length=length,
+        reverse=bool(params["reverse"]),
     )
     return _append_unit(builder, eqn, operands, kinds, scope, layer=True, loop=loop)
 
@@ -572,7 +572,7 @@ def _unroll(
             builder.equations.append(
                 Equation("slice", (atom,), (slices[-1],), _take(step), {}, eqn.source_info, scope, None)
             )
-        outputs = _inline(builder, body, [*consts, *carry, *slices], scope)
+        outputs = _inline(builder, body.jaxpr, [*consts, *carry, *slices, *map(Constant, body.consts)], scope)
         carry = outputs[:num_carry]
         for rows, atom in zip(collected, outputs[num_carry:], strict=True):
             rows.append(atom)

@@ -85,6 +85,7 @@ class Network:
       num_parameters: How many of the arrays stand in ``params``.
       path: The activations whose derivative reaches the loss.
       signature: What the network was traced with.
+      constants: The values the function closes over.
       out_tree: The tree of what the function returns.
     """
 
@@ -100,6 +101,7 @@ class Network:
     num_parameters: int = dataclasses.field(repr=False)
     path: frozenset[Site] = dataclasses.field(repr=False)
     signature: Signature = dataclasses.field(repr=False)
+    constants: tuple[Any, ...] = dataclasses.field(repr=False)
     out_tree: Any = dataclasses.field(repr=False)
 
     def __call__(self, params: Any, *args: Any) -> Any:
@@ -186,7 +188,7 @@ class Network:
         return program
 
     def inputs(self, params: Any, args: tuple[Any, ...]) -> list[Any]:
-        """Return the arrays among the arguments, checked against those traced."""
+        """Return the program's inputs: the arrays among the arguments, checked, and what the function closes over."""
         leaves, treedef = jax.tree_util.tree_flatten((params, tuple(args)), is_leaf=_is_none)
         signature = self.signature
         if treedef != signature.treedef:
@@ -220,7 +222,7 @@ class Network:
                         "call it with arrays of the shapes traced, or trace again",
                     )
                 )
-        return arrays
+        return [*arrays, *self.constants]
 
 
 def trace(fn: Callable[..., Any], params: Any, *args: Any, has_aux: bool = False) -> Network:
@@ -248,13 +250,46 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, has_aux: bool = False
       >>> [layer.name for layer in network.layers]
       ['first', 'second']
     """
-    return trace_for("trace", fn, params, args, has_aux=has_aux)
+    return read("trace", trace_for("trace", fn, params, args, has_aux=has_aux))
+
+
+class Traced(NamedTuple):
+    """A function's jaxpr, before it is read.
+
+    Attributes:
+      closed: The jaxpr.
+      signature: What it was traced with.
+      owners: The parameters, by position among the arrays.
+      out_tree: The tree of what the function returns.
+      differentiated: How many of the flat outputs are differentiated.
+    """
+
+    closed: Any
+    signature: Signature
+    owners: dict[int, Owner]
+    out_tree: Any
+    differentiated: int
 
 
 def trace_for(
-    function: str, fn: Callable[..., Any], params: Any, args: tuple[Any, ...], *, has_aux: bool = False
-) -> Network:
-    """Trace on behalf of a public function, whose name its errors carry."""
+    function: str,
+    fn: Callable[..., Any],
+    params: Any,
+    args: tuple[Any, ...],
+    *,
+    has_aux: bool = False,
+    scalar: bool = False,
+) -> Traced:
+    """Trace on behalf of a public function, whose name its errors carry.
+
+    Args:
+      function: The public function's name.
+      fn: What to trace.
+      params: Its parameters.
+      args: Its other arguments.
+      has_aux: Whether it returns a pair.
+      scalar: Whether what it returns must be a scalar loss.
+    """
     if not callable(fn):
         raise TypeError(message(function, "a function of (params, *args)", f"{type(fn).__name__}", "pass the loss first"))
     signature, arrays, owners = sign(function, params, args)
@@ -266,7 +301,9 @@ def trace_for(
     closed, shapes = jax.make_jaxpr(flat, return_shape=True)(arrays)
     differentiated = _differentiated(function, shapes, has_aux)
     out_tree = jax.tree_util.tree_structure(shapes)
-    return _read(function, closed, signature, owners, out_tree, differentiated)
+    if scalar:
+        _check_loss(function, shapes, has_aux)
+    return Traced(closed, signature, owners, out_tree, differentiated)
 
 
 def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, list[Any], dict[int, Owner]]:
@@ -385,10 +422,24 @@ def _summary_of_output(shapes: Any) -> str:
     return f"a {type(shapes).__name__} of {len(jax.tree_util.tree_leaves(shapes))} arrays"
 
 
-def _read(
-    function: str, closed: Any, signature: Signature, owners: Mapping[int, Owner], out_tree: Any, differentiated: int
-) -> Network:
+def _check_loss(function: str, shapes: Any, has_aux: bool) -> None:
+    """Refuse what is no scalar real loss."""
+    loss = shapes[0] if has_aux else shapes
+    expected = "a scalar floating-point loss"
+    if not hasattr(loss, "dtype"):
+        remedy = "return the loss alone, or (loss, aux) with has_aux=True"
+        raise TypeError(message(function, expected, _summary_of_output(loss), remedy))
+    if loss.shape:
+        remedy = "reduce it over the batch, for example with jnp.mean(loss)"
+        raise ValueError(message(function, expected, _summary_of_output(loss), remedy))
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        remedy = "return a real number, for example with jnp.real or .astype(jnp.float32)"
+        raise TypeError(message(function, expected, _summary_of_output(loss), remedy))
+
+
+def read(function: str, traced: Traced) -> Network:
     """Find layers, cuts and blocks in a jaxpr."""
+    closed, signature, owners, out_tree, differentiated = traced
     kinds = [
         Kind(owners=(owners[position],)) if position in owners else Kind(data=position >= _first_argument(signature))
         for position in range(len(signature.avals))
@@ -426,6 +477,7 @@ def _read(
         num_parameters=_first_argument(signature),
         path=path,
         signature=signature,
+        constants=tuple(closed.consts),
         out_tree=out_tree,
     )
 
