@@ -34,7 +34,6 @@ exclude_patterns = ["_build", "jupyter_execute"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
-nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
@@ -53,18 +52,10 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_custom_sections = [("Numerics", "notes_style"), ("See also", "notes_style")]
-# There is no intersphinx (the build has no network), so names from elsewhere have no page to point at.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|contextlib|dataclasses|enum|os|pathlib|types|typing|typing_extensions)\..*"),
-    (r"py:.*", r"(jax|jaxlib|jaxtyping|numpy|np|optax|click|rich|matplotlib|equinox|flax)\..*"),
-    (
-        r"py:class",
-        r"(Any|Array|ArrayLike|Bool|Callable|Float|Inexact|Int|Integer|Key|Num|Path|PRNGKeyArray|PyTree|Shaped)",
-    ),
-    (r"py:class", r"(bool|bytes|complex|dict|float|frozenset|int|list|object|set|str|tuple|type|optional|callable)"),
-    (r"py:(exc|obj)", r"(bool|float|int|str|None|tuple|[A-Z][A-Za-z]*Error|[A-Z][A-Za-z]*Warning)"),
-]
+# There is no intersphinx (the build has no network), so a role for a name from elsewhere has no page to point at.
+nitpick_ignore_regex = [(r"py:.*", r"(jax|numpy|optax|equinox|flax|matplotlib)\..*")]
 
 # HTML
 html_theme = "pydata_sphinx_theme"

@@ -710,11 +710,14 @@ def spectral_normalization() -> Model:
 def conditioned() -> Model:
     """A diffusion network: the time, embedded by sines and a layer, is added inside each block."""
 
-    def apply(params: Any, x: jax.Array, angles: jax.Array) -> jax.Array:
+    def joined(params: Any, angles: jax.Array, *args: Any) -> list[jax.Array]:
         time = jax.nn.silu(angles @ params["time"])
+        return [time @ block["time"] for block in params["blocks"]]
+
+    def apply(params: Any, x: jax.Array, angles: jax.Array) -> jax.Array:
         h = x @ params["in"]
-        for block in params["blocks"]:
-            h = h + jnp.tanh(h @ block["w"] + time @ block["time"])
+        for block, time in zip(params["blocks"], joined(params, angles), strict=True):
+            h = h + jnp.tanh(h @ block["w"] + time)
         return h @ params["out"]
 
     def angles_of(t: jax.Array) -> jax.Array:
@@ -726,7 +729,7 @@ def conditioned() -> Model:
 
     trunks = (
         Trunk("depth", lambda p, x, t, n: x, lambda p, state, x, t, n: apply(p, state, angles_of(t))),
-        Trunk("depth", lambda p, x, t, n: angles_of(t), lambda p, state, x, t, n: apply(p, x, state)),
+        Trunk("depth", lambda p, x, t, n: angles_of(t), joined),
     )
     blocks = [{"w": normal(i, 4, 4) / 2, "time": normal(i + 5, 3, 4) / 2} for i in range(2)]
     params = {"in": normal(10, 3, 4), "out": normal(11, 4, 3), "time": normal(12, 4, 3), "blocks": blocks}
@@ -746,7 +749,7 @@ def two_towers() -> Model:
 
     trunks = (
         Trunk("depth", lambda p, a, b, y: a, lambda p, state, a, b, y: apply(p, state, b)),
-        Trunk("depth", lambda p, a, b, y: b, lambda p, state, a, b, y: apply(p, a, state)),
+        Trunk("depth", lambda p, a, b, y: b, lambda p, state, a, b, y: jnp.tanh(_apply(p["right"], state))),
     )
     sizes = {"left": (3, 4, 2), "right": (4, 5, 3), "head": (5, 4, 2)}
     params = {name: _layers(*size, seed=i) for i, (name, size) in enumerate(sizes.items())}

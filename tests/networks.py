@@ -23,7 +23,8 @@ from jax import lax
 class Trunk(NamedTuple):
     """The way from one network input to the output: `readout(params, run(params, start(params, *args), *args), *args)`.
 
-    `run` is what a chain of blocks must multiply up to. `readout` is None in a recurrence, whose trunk is its carry.
+    `run` is what a chain of blocks must multiply up to. A second input's ends where it joins the first one's.
+    `readout` leads on to the loss; it is None in a recurrence, whose trunk is its carry.
     """
 
     kind: str
@@ -191,7 +192,7 @@ def elementwise(draw: Draw, shape: tuple[int, ...]) -> Part:
         out = ACTIVATIONS[name](h)
         return out if constant is None else out * constant
 
-    return Part(name if constant is None else f"{name}*constant", (), (), apply, shape)
+    return Part(name if constant is None else f"{name}*constant", (), (), apply, shape, clean=constant is None)
 
 
 def sequence_of(draw: Draw, parts: Sequence[Part], shape: tuple[int, ...], keep: bool = False) -> Part:
@@ -205,8 +206,10 @@ def sequence_of(draw: Draw, parts: Sequence[Part], shape: tuple[int, ...], keep:
 
     weights = tuple(f"{packed.paths[f'part{i}']}/{w}" for i, part in enumerate(parts) for w in part.weights)
     words = (" ; " if keep else ",").join(part.words for part in parts)
-    last = next((part for part in reversed(parts) if part.words not in ACTIVATIONS), parts[-1])
-    return Part(words, packed.params, weights, apply, shape, any(p.mixes for p in parts), last.clean)
+    elementwise = [part.words.split("*")[0] in ACTIVATIONS for part in parts]
+    last = max((i for i, on in enumerate(elementwise) if not on), default=0)
+    clean = all(part.clean for part in parts[last:])
+    return Part(words, packed.params, weights, apply, shape, any(p.mixes for p in parts), clean)
 
 
 def layer(draw: Draw, shape: tuple[int, ...], width: int | None = None) -> Part:
@@ -260,7 +263,8 @@ def concat(draw: Draw, shape: tuple[int, ...]) -> Part:
 
 def gated(draw: Draw, shape: tuple[int, ...]) -> Part:
     a, b = dense(draw, shape, 3), dense(draw, shape, 3)
-    return combine(draw, "gated", lambda h, a, b: a * jax.nn.sigmoid(b), a.shape, a, b)
+    product = combine(draw, "gated", lambda h, a, b: a * jax.nn.sigmoid(b), a.shape, a, b)
+    return product._replace(clean=False)  # the trunk of a network that ends in a product ends at its factors
 
 
 def shared(draw: Draw, shape: tuple[int, ...]) -> Part:
@@ -551,16 +555,19 @@ def feedforward(draw: Draw) -> Case:
             return x.astype(jnp.result_type(float)) / 255 - 0.5
         return (x - 0.1) / 1.3 if preparation == "standardized" else x
 
-    def forward(params: Any, state: jax.Array, z: Any, notes: list[Any]) -> jax.Array:
+    def forward(params: Any, state: jax.Array, side: Any, notes: list[Any]) -> jax.Array:
         if position is not None:
             state = state + position
         own_parts = body_open(own(params, "body"))
         for part, values in zip(parts, own_parts, strict=True):
-            if part.words in JOINS:
-                state = part.apply(sides[0].apply(own(params, "side"), z, notes), state, notes)
-            else:
-                state = part.apply(values, state, notes)
+            state = part.apply(side if part.words in JOINS else values, state, notes)
         return state
+
+    def side_of(params: Any, z: jax.Array) -> jax.Array:
+        return sides[0].apply(own(params, "side"), z, [])
+
+    def side_in(params: Any, args: tuple[Any, ...]) -> Any:
+        return side_of(params, open_args(args)["z"]) if sides else None
 
     body_open = _opener(body.params)
 
@@ -577,19 +584,19 @@ def feedforward(draw: Draw) -> Case:
 
     def loss_fn(params: Any, *args: Any) -> Any:
         notes: list[Any] = []
-        out = forward(params, start(params, *args), open_args(args).get("z"), notes)
+        out = forward(params, start(params, *args), side_in(params, args), notes)
         loss = readout(params, out, *args)
         return (loss, {"notes": notes, "output": out}) if has_aux else loss
 
     def run(params: Any, state: jax.Array, *args: Any) -> jax.Array:
-        return forward(params, state, open_args(args).get("z"), [])
+        return forward(params, state, side_in(params, args), [])
 
-    def run_side(params: Any, z: jax.Array, *args: Any) -> jax.Array:
-        return forward(params, start(params, *args), z, [])
+    def join(params: Any, side: jax.Array, *args: Any) -> jax.Array:
+        return readout(params, forward(params, start(params, *args), side, []), *args)
 
     trunks = [Trunk("depth", start, run, readout)]
     if sides:
-        trunks.append(Trunk("depth", lambda p, *args: open_args(args)["z"], run_side, readout))
+        trunks.append(Trunk("depth", lambda p, *args: open_args(args)["z"], lambda p, z, *args: side_of(p, z), join))
     names = [f"{packed.paths['body']}/{weight}" for weight in body.weights]
     names += [packed.paths["table"]] if entry == "tokens" else []
     names += [f"{packed.paths['side']}/{w}" for w in sides[0].weights] if sides else []

@@ -1,4 +1,4 @@
-"""Resolve a type by the name users import it under, not by the private module that defines it."""
+"""References in the reference: types by the names users import them under, and nothing made up."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 
-def _resolve(
-    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
-) -> nodes.reference | None:
-    parts = node.get("reftarget", "").split(".")
-    if node.get("refdomain") != "py" or parts[0] != "jaxgrad":
+def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> nodes.Node | None:
+    if node.get("refdomain") != "py":
         return None
-    public = ".".join(part for part in parts if not part.startswith("_"))
-    if public == node["reftarget"]:
-        return None
-    domain = env.domains.python_domain
-    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, contnode)
+    # A type is exported by a family and defined in one of its private modules, which has no page.
+    target = node["reftarget"]
+    public = ".".join(part for part in target.split(".") if not part.startswith("_"))
+    if public != target:
+        domain = env.domains.python_domain
+        found = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, contnode)
+        if found is not None:
+            return found
+    # What Sphinx links in a signature may have no page here: jax's types, or a shape such as "batch features". Only what
+    # somebody wrote as a role, which carries this attribute, counts as a broken reference.
+    return None if "refexplicit" in node else contnode
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

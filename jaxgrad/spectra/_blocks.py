@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad.spectra._examples import Layout, example_layout
+from jaxgrad.spectra._operators import linear_maps
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._cuts import Span
 from jaxgrad.tracing._interpret import Loop, Site, evaluate, replay
@@ -173,19 +174,12 @@ def dense_jacobians(
     if chunk_size is None:
         cost = num_rows * (input_size + output_size) * out.dtype.itemsize
         chunk_size = max(1, _CHUNK_BYTES // cost)
-    if forward:
-        push = jax.linearize(function, rows)[1]
-        like = rows
-    else:
-        pull = jax.vjp(function, rows)[1]
-        like = out
-
-        def push(cotangent: jax.Array) -> jax.Array:
-            return pull(cotangent)[0]
+    push, pull = linear_maps(function, rows, out)
+    apply, like = (push, rows) if forward else (pull, out)
 
     def along(coordinate: jax.Array) -> jax.Array:
         direction = (jnp.arange(size) == coordinate).astype(like.dtype)
-        return push(jnp.broadcast_to(direction[None, :], like.shape))
+        return apply(jnp.broadcast_to(direction[None, :], like.shape))
 
     columns = jax.lax.map(along, jnp.arange(size), batch_size=min(chunk_size, size))
     return jnp.transpose(columns, (1, 2, 0) if forward else (1, 0, 2))

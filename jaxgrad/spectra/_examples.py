@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad.spectra._operators import linear_maps
 from jaxgrad.tracing import Cut, Network
 from jaxgrad.tracing._cuts import inexact
 from jaxgrad.tracing._interpret import Site, evaluate
@@ -178,7 +179,7 @@ def _push(
         return kept
 
     zeros = jax.tree.map(jnp.zeros_like, pushes)
-    _, moved = jax.jit(lambda push: jax.jvp(states, (zeros,), (push,)))(pushes)
+    moved = jax.jit(lambda push: linear_maps(states, zeros, jax.eval_shape(states, zeros))[0](push))(pushes)
     return {
         site: np.abs(np.asarray(value, np.float64)).max(axis=0) if len(site) > 1 else np.asarray(value, np.float64)
         for site, value in moved.items()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._checks import message
-from jaxgrad.tracing import _cuts, _interpret, _layers
+from jaxgrad.tracing import _cuts, _interpret, _layers, _substitute
 from jaxgrad.tracing._cuts import Cut, Span
 from jaxgrad.tracing._interpret import Kind, Owner, Program, Site
 from jaxgrad.tracing._layers import Activation, Layer, LayerSite
@@ -150,6 +150,33 @@ class Network:
             layer_inputs=tuple(kept[site] for site in layers),
             cuts=cuts,
         )
+
+    def substitute(
+        self,
+        *,
+        activation: Callable[[Any], Any] | None = None,
+        names: Iterable[str] | None = None,
+        branch_scale: float | None = None,
+        skip: bool = False,
+    ) -> Network:
+        """Return a counterfactual: the same network with something changed, ready to be measured.
+
+        Args:
+          activation: An elementwise function to put in the place of the nonlinearities.
+          names: Which nonlinearities to replace, by name; all by default.
+          branch_scale: What to multiply each residual branch by before it is added to the stream.
+          skip: Whether to add each block's input to its output where the shapes allow it and no skip is there.
+
+        Returns:
+          A network with the same layers, blocks and parameters.
+        """
+        network = self
+        if activation is not None:
+            chosen = None if names is None else frozenset(names)
+            network = _substitute.swap_activations(network, activation, chosen)
+        if branch_scale is not None:
+            network = _substitute.scale_branches(network, branch_scale)
+        return _substitute.add_skips(network) if skip else network
 
     def taps(self) -> tuple[tuple[jax.Array, ...], ...]:
         """Return zeros to add to the states at the cuts, in the order of ``cuts``."""

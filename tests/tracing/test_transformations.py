@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("x64", "third_party_model")
 NAMES = ["same_plain", "linen_transformer_pre", "linen_gru", "linen_scanned", "jit_static_donated"]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def traced(name: str) -> tuple[models.Model, Any]:
     model = models.in_float64(models.MODELS[name]())
     return model, jaxgrad.trace(model.loss_fn, model.params, *_copy(model.args), has_aux=model.has_aux)
@@ -86,6 +86,8 @@ def test_jacfwd_along_a_line(pair: Any) -> None:
 
 def test_linearize(pair: Any) -> None:
     model, own, users = pair
+    if model.has_aux:
+        pytest.skip("the user's own loss cannot be linearized: it donates what its derivative needs")
     value, push = jax.linearize(lambda params: own(params, *model.args), model.params)
     expected, expected_push = jax.linearize(lambda params: users(params, *model.args), model.params)
     close((value, push(model.params)), (expected, expected_push(model.params)))

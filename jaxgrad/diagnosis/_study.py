@@ -1,0 +1,85 @@
+"""A network with the functions compiled for it, kept from one diagnosis to the next."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgrad.diagnosis import _measure
+from jaxgrad.diagnosis._measure import Measurement
+from jaxgrad.diagnosis._statistics import TINY, output_signal
+from jaxgrad.spectra._examples import Layout, example_layout
+from jaxgrad.tracing import Network
+from jaxgrad.tracing._network import Traced, read
+
+
+
+class Study:
+    """A network and the functions compiled for it.
+
+    Attributes:
+      network: The network.
+    """
+
+    def __init__(self, network: Network) -> None:
+        """Keep a network; nothing is compiled before it is asked for."""
+        self.network = network
+        self.compiled: dict[Any, Any] = {}
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` returned the first time it was asked for under this name."""
+        if name not in self.compiled:
+            self.compiled[name] = make()
+        return self.compiled[name]
+
+    def measure(self, inputs: list[Any], optimizer: Any = None) -> tuple[Measurement, float]:
+        """Measure, with a seed that keeps the signal in range, and return what the signals are to be divided by."""
+        run = self.once(("measure", optimizer), lambda: _measure.measurement(self.network, optimizer))
+        measured = jax.device_get(run(inputs, np.float32(1.0)))
+        scale = output_signal(self.network, measured)
+        weak = [float(np.min(value)) for value in measured.signal.values()]
+        if math.isfinite(scale) and scale > 0 and (scale < 1e-6 or scale > 1e6 or min(weak, default=1.0) < TINY):
+            again = jax.device_get(run(inputs, np.float32(min(max(1 / scale, 1e-37), 1e37))))
+            if math.isfinite(output_signal(self.network, again)):
+                factor = output_signal(self.network, again)
+                gradients = [norm * (scale / factor) for norm in again.gradient_norms]
+                measured = again._replace(gradient_norms=gradients, update_norms=measured.update_norms)
+                scale = factor
+        return measured, scale
+
+    def layout(self, params: Any, args: tuple[Any, ...]) -> Layout:
+        """Return where the examples lie."""
+        return self.once("layout", lambda: example_layout(self.network, params, *args))
+
+    def log_gains(self, inputs: list[Any], key: jax.Array) -> list[float]:
+        """Return log10 of each block's gain, in log space."""
+        layout = self.compiled.get("layout", Layout(1, {}, False))
+        run = self.once("log_gains", lambda: _measure.log_signals(self.network, layout))
+        return [float(gain) for gain in run(inputs, key)]
+
+
+_STUDIES: weakref.WeakKeyDictionary[Any, dict[Any, Study]] = weakref.WeakKeyDictionary()
+_KEPT = 4  # studies of one function
+
+
+def study_of(fn: Any, traced: Traced) -> Study:
+    """Return the study of a function for this jaxpr: what was compiled for the same before serves again."""
+    try:
+        studies = _STUDIES.setdefault(fn, {})
+        name = (str(traced.closed.jaxpr), traced.signature.treedef, traced.signature.avals, repr(traced.signature.static))
+    except TypeError:  # a callable that cannot be referred to weakly
+        return Study(read("explain", traced))
+    if name not in studies:
+        while len(studies) >= _KEPT:
+            del studies[next(iter(studies))]
+        studies[name] = Study(read("explain", traced))
+    study = studies[name]
+    if traced.closed.consts:
+        study.network = dataclasses.replace(study.network, constants=tuple(traced.closed.consts))
+    return study

@@ -1,0 +1,138 @@
+"""Counterfactuals: a network with one thing changed, without touching the code it was traced from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxgrad.tracing._interpret import Equation, Loop, Program, Site, run_loop
+from jaxgrad.tracing._layers import Activation
+
+if TYPE_CHECKING:
+    from jaxgrad.tracing._cuts import Span
+    from jaxgrad.tracing._network import Network
+
+
+def swap_activations(
+    network: Network, function: Callable[[Any], Any], names: Collection[str] | None = None
+) -> Network:
+    """Return the network with its nonlinearities replaced.
+
+    Args:
+      network: A traced network.
+      function: The elementwise function to put in their place.
+      names: Names of the nonlinearities to replace; all by default.
+    """
+    name = getattr(function, "__name__", "substituted")
+    swapped: dict[Site, Equation] = {}
+    activations = []
+    for activation in network.activations:
+        if names is not None and activation.name not in names:
+            activations.append(activation)
+            continue
+        last = activation.equations[-1]
+        equation = last._replace(
+            operation="substituted",
+            inputs=(activation.start,),
+            outputs=(activation.end,),
+            apply=_elementwise(function),
+            params={"name": name},
+        )
+        swapped[(*activation.loops, activation.end)] = equation
+        activations.append(Activation(name, activation.loops, activation.start, activation.end, (equation,)))
+    return _rebuilt(network, _replace(network.program, swapped), tuple(activations))
+
+
+def _elementwise(function: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda value: [function(value).astype(value.dtype)]
+
+
+def scale_branches(network: Network, scale: float) -> Network:
+    """Return the network with what each residual branch adds to the stream multiplied by ``scale``."""
+    program = network.program
+    changed: dict[Site, Equation] = {}
+    for span in network.spans:
+        around = _around(network, span)
+        for position in span.equations:
+            equation = program.equations[position]
+            if equation.operation not in {"add", "add_any"} or (equation.outputs[0],) not in network.path:
+                continue
+            beside = [atom in around for atom in equation.inputs]
+            moving = [isinstance(atom, int) and (atom,) in network.path for atom in equation.inputs]
+            if sum(beside) == 1 and all(moving):
+                changed[(equation.outputs[0],)] = equation._replace(apply=_scaled_sum(beside.index(True), scale))
+    return _rebuilt(network, _replace(program, changed), network.activations)
+
+
+def _around(network: Network, span: Span) -> set[int]:
+    """Return the values that an activation reaches from the beginning of a block without passing a layer."""
+    program, layers = network.program, set(network.program.layers)
+    reached = {site[0] for site in span.start.sites}
+    for position in span.equations:
+        equation = program.equations[position]
+        moving = [atom for atom in equation.operands if (atom,) in network.path]
+        if position not in layers and moving and all(atom in reached for atom in moving):
+            reached.update(equation.outputs)
+    return reached
+
+
+def _scaled_sum(stream: int, scale: float) -> Callable[..., Any]:
+    def apply(*operands: Any) -> list[Any]:
+        branch = operands[1 - stream]
+        return [operands[stream] + branch * branch.dtype.type(scale)]
+
+    return apply
+
+
+def add_skips(network: Network) -> Network:
+    """Return the network with each block's input added to its output, where they have the same shape and no skip yet."""
+    program = network.program
+    changed: dict[Site, Equation] = {}
+    for span in network.spans:
+        if span.kind != "depth" or len(span.start.sites) != 1 or len(span.end.sites) != 1:
+            continue
+        ((start,),), ((end,),) = span.start.sites, span.end.sites
+        same = program.avals[start].shape == program.avals[end].shape
+        if not same or program.avals[start].dtype != program.avals[end].dtype or end in _around(network, span):
+            continue
+        (equation,) = [program.equations[p] for p in span.equations if end in program.equations[p].outputs]
+        if len(equation.outputs) == 1:
+            inputs = (*equation.inputs, start)
+            changed[(end,)] = equation._replace(inputs=inputs, apply=_with_skip(equation.apply))
+    return _rebuilt(network, _replace(program, changed), network.activations)
+
+
+def _with_skip(apply: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *operands: [apply(*operands[:-1])[0] + operands[-1]]
+
+
+def _replace(program: Program, changed: Mapping[Site, Equation]) -> Program:
+    """Return a program with the equations that make the given sites replaced, inside loops too."""
+    equations = []
+    for equation in program.equations:
+        inner = {site[1:]: new for site, new in changed.items() if len(site) > 1 and site[0] == equation.outputs[0]}
+        if equation.loop is not None and inner:
+            loop = equation.loop._replace(body=_replace(equation.loop.body, inner))
+            equations.append(equation._replace(loop=loop, apply=_loop_apply(loop)))
+            continue
+        outputs = [output for output in equation.outputs if (output,) in changed]
+        equations.append(changed[(outputs[0],)] if outputs else equation)
+    return dataclasses.replace(program, equations=tuple(equations), _compiled={})
+
+
+def _loop_apply(loop: Loop) -> Callable[..., Any]:
+    return lambda *operands: run_loop(loop, operands, {}, ())[0]
+
+
+def _rebuilt(network: Network, program: Program, activations: tuple[Activation, ...]) -> Network:
+    """Return the network over a changed program; layers, cuts and blocks stand where they stood."""
+    sites = []
+    for site in network.sites:
+        holder = program
+        for number in site.loops:
+            (loop,) = [e.loop for e in holder.equations if e.outputs and e.outputs[0] == number and e.loop is not None]
+            holder = loop.body
+        (equation,) = [e for e in holder.equations if site.equation.outputs[0] in e.outputs]
+        sites.append(site._replace(program=holder, equation=equation))
+    return dataclasses.replace(network, program=program, activations=activations, sites=tuple(sites))
