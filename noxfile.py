@@ -74,7 +74,7 @@ def doctest(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Serve the documentation and rebuild it on every change; with `--non-interactive`, build it once."""
-    options = ("-n", "-W", "-b", "html", "docs", "docs/_build/html")
+    options = ("-n", "-W", "-d", "docs/_build/doctrees", "docs", "docs/_build/html")
     if session.interactive:
         install(session, "docs", "serve")
         session.run("sphinx-autobuild", "--watch", "jaxgrad", "--open-browser", *options)

@@ -24,7 +24,7 @@ import click
 from jaxgrad._checks import message
 
 if TYPE_CHECKING:
-    from jaxgrad.diagnosis._report import Report
+    from jaxgrad.diagnosis._report import Level, Report
 
 COMMAND = "jaxgrad explain"
 CASE = "def make_case(): return loss_fn, params, x, y"
@@ -87,7 +87,7 @@ def main() -> None:
 )
 @click.option("--quiet", is_flag=True, help="Print the verdict alone, in one line.")
 def explain(
-    target: str | None, demo: str | None, html: Path | None, json: Path | None, check: bool, level: str, quiet: bool
+    target: str | None, demo: str | None, html: Path | None, json: Path | None, check: bool, level: Level, quiet: bool
 ) -> None:
     """Diagnose the gradients of a network, and measure what would repair them.
 
@@ -262,16 +262,12 @@ def execute(path: Path, parts: list[str]) -> ModuleType:
 def call(make_case: Callable[[], Any], name: str) -> tuple[Any, ...]:
     """Call the user's function and check what it returns."""
     title = f"{name}()" if ":" in name else getattr(make_case, "__name__", name) + "()"
-    try:
-        inspect.signature(make_case).bind()
-    except TypeError:
+    if mismatch(make_case):
         fail(
             "a function that is called without arguments",
             f"{title[:-2]}{inspect.signature(make_case)}",
             f"give it defaults; or, where it is the loss itself, name a function that returns it: `{CASE}`.",
         )
-    except ValueError:
-        pass  # A builtin without a signature.
     case = run(make_case, f"calling {title}")
     expected = f"{title} to return a tuple (loss_fn, params, *args)"
     if not isinstance(case, tuple):
@@ -280,13 +276,30 @@ def call(make_case: Callable[[], Any], name: str) -> tuple[Any, ...]:
         fail(expected, f"a tuple of length {len(case)}", f"return the parameters too: `{CASE}`.")
     if not callable(case[0]):
         fail(expected, f"a tuple that starts with {kind(case[0])}", "put the loss function first, then the parameters.")
+    problem = mismatch(case[0], *case[1:])
+    if problem:
+        got = f"{len(case) - 1} of them for {getattr(case[0], '__name__', 'loss_fn')}{inspect.signature(case[0])}"
+        fail(f"{expected} with every argument of loss_fn", f"{got}: {problem}", f"return them in order: `{CASE}`.")
     return case
+
+
+def mismatch(function: Callable[..., Any], *args: Any) -> str | None:
+    """Say why a function cannot be called with these arguments, if it has a signature that says so."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # A builtin.
+        return None
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        return str(error)
+    return None
 
 
 # What goes out.
 
 
-def diagnose(*case: Any, level: str, verbose: bool) -> Report:
+def diagnose(*case: Any, level: Level, verbose: bool) -> Report:
     """Run :func:`jaxgrad.explain`, and say what was wrong where it refuses."""
     import jaxgrad
 
@@ -353,7 +366,10 @@ def run(function: Callable[[], Any], doing: str) -> Any:
     except (Exception, SystemExit) as error:
         frames = user_frames(error)
         if isinstance(error, (TypeError, ValueError)) and "\nTo fix it:" in str(error):
-            raise InputError("\n\n".join([str(error), *traceback.format_list(frames[-1:])]).rstrip()) from None
+            aux = (
+                ["From the command line, make it `lambda *args: loss_fn(*args)[0]`."] if "has_aux" in str(error) else []
+            )
+            raise InputError("\n".join([str(error), *aux, *traceback.format_list(frames[-1:])]).rstrip()) from None
         if not frames and not isinstance(error, (SyntaxError, ImportError, SystemExit)):
             traceback.print_exception(error)
             raise InputError(f"{COMMAND}: an error inside jaxgrad itself, while {doing}. Please report it.") from None

@@ -353,6 +353,22 @@ class TestFunction:
         refused(invoke("train"), r"make_case\(\) to return a tuple \(loss_fn, params", got, "To fix it")
         assert not calls
 
+    @pytest.mark.parametrize(
+        ("returned", "got"),
+        [
+            ("loss_fn, {}", r"got 1 of them for loss_fn\(params, x\): .*'x'"),
+            ("loss_fn, {}, 1, 2", r"got 3 of them for loss_fn\(params, x\): too many"),
+        ],
+    )
+    def test_arguments_do_not_fit_the_loss(self, project, calls, returned, got):
+        write("train.py", f"def loss_fn(params, x): ...\n\ndef make_case():\n    return {returned}\n")
+        refused(invoke("train"), "every argument of loss_fn", got, "To fix it: return them in order")
+        assert not calls
+
+    def test_loss_without_a_signature(self, project, calls):
+        write("train.py", "def make_case():\n    return max, {}, 1\n")
+        assert invoke("train").exit_code == 0
+
 
 class TestOutputs:
     @pytest.mark.parametrize("option", ["--html", "--json"])

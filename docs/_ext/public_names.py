@@ -19,8 +19,8 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: n
         found = domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], public, node, contnode)
         if found is not None:
             return found
-    # What Sphinx links in a signature may have no page here: jax's types, or a shape such as "batch features". Only what
-    # somebody wrote as a role, which carries this attribute, counts as a broken reference.
+    # What Sphinx links in a signature may have no page here: jax's types, or a shape such as "batch features". Only
+    # what somebody wrote as a role, which carries this attribute, counts as a broken reference.
     return None if "refexplicit" in node else contnode
 
 

@@ -126,7 +126,7 @@ def rnn(*, orthogonal: bool = False, width: int = 64) -> Case:
         bound = 1 / math.sqrt(width)
         recurrent = jax.random.uniform(recurrent_key, (width, width), minval=-bound, maxval=bound)
     params = {
-        "input": dense(input_key, 1, width, 0.1),
+        "input": dense(input_key, 1, width, 1 / 64),
         "recurrent": recurrent,
         "head": dense(head_key, width, NUM_CLASSES, 1.0),
     }

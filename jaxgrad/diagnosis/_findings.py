@@ -13,7 +13,7 @@ VANISHING = -3.0
 EXPLODING = 3.0
 DEAD = 0.8
 """Share of a layer's units that never react above which the layer is dead."""
-ILL_CONDITIONED = 6.0
+ILL_CONDITIONED = 5.0
 """log10 of the largest over the median singular value of the whole chain."""
 FEATURE_SCALE = 3.0
 """log10 of the ratio of the largest to the median feature scale at the network's input."""

@@ -15,7 +15,6 @@ from jaxgrad.spectra._blocks import block_values, depth_function, span_jacobians
 from jaxgrad.spectra._examples import Layout, example_layout
 from jaxgrad.spectra._golub_kahan import golub_kahan
 from jaxgrad.spectra._operators import jacobian_operator
-from jaxgrad.spectra._products import product_spectrum
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._cuts import Span
 from jaxgrad.tracing._network import read, trace_for
@@ -23,6 +22,7 @@ from jaxgrad.tracing._network import read, trace_for
 _DENSE = 1024  # the largest side of a Jacobian that is formed
 _EXAMPLES = {"standard": 4, "full": 16}
 _STEPS = {"standard": 8, "full": 64}  # time steps of a loop whose Jacobian is measured
+_HELD_ENTRIES = 2**27  # of all Jacobians held at once: 512 MiB in float32
 _LARGE_EXAMPLES = 2  # examples of a Jacobian too large to form
 _KRYLOV_STEPS = 12
 _PROBES = 16
@@ -58,11 +58,13 @@ def measure_spectra(
         layout = study.once(("layout", level), lambda: example_layout(few, params, *few_args))
     chosen = _chosen_spans(few, _STEPS[level])
     run = study.once(("spectra", level), lambda: _compiled(few, layout, chosen, _EXAMPLES[level]))
-    measured = jax.device_get(run(few.inputs(params, few_args), key))
+    dense, large = jax.device_get(run(few.inputs(params, few_args), key))
     spectra: list[Spectrum | None] = [None] * len(network.spans)
-    for index, numbers in zip(chosen, measured[0], strict=True):
-        spectra[index] = _spectrum(*numbers)
-    spreads = [float(np.max(values)) for values in measured[1]]
+    for index, jacobians in dense.items():
+        spectra[index] = _dense_spectrum(np.asarray(jacobians))
+    for index, numbers in large.items():
+        spectra[index] = _large_spectrum(*map(np.asarray, numbers))
+    spreads = [_spread([np.asarray(dense[index])[0] for index in chain]) for chain in _whole_chains(few, set(dense))]
     notes = []
     if any(spectrum is not None and spectrum.method == "matrix-free" for spectrum in spectra):
         notes.append(
@@ -118,40 +120,39 @@ def _chosen_spans(network: Network, steps: int) -> list[int]:
 
 
 def _compiled(network: Network, layout: Layout, chosen: Sequence[int], count: int) -> Callable[..., Any]:
-    """Return the compiled function that measures the chosen blocks."""
-    spans = [network.spans[index] for index in chosen]
+    """Return the compiled function that gives the Jacobians of the chosen blocks, or what stands for the large ones.
+
+    Singular values are left to LAPACK on the host: two batched decompositions in one XLA program can wait for each
+    other forever on a machine with two cores.
+    """
+    sides = {index: _sides(network, layout, network.spans[index]) for index in chosen}
+    small = [index for index in chosen if max(sides[index]) <= _DENSE]
+    entries = sum(math.prod(sides[index]) for index in small)
+    count = max(1, min(count, _HELD_ENTRIES // max(entries, 1)))
 
     @jax.jit
-    def run(inputs: list[Any], key: jax.Array) -> tuple[list[Any], list[Any]]:
-        values = block_values(network, inputs, spans)
-        small = [span for span in spans if max(_sides(network, layout, span)) <= _DENSE]
-        dense = dict(_with_examples(span_jacobians(network, layout, values, small), count))
-        numbers = []
-        for index, span in enumerate(spans):
-            if span in dense:
-                numbers.append(_dense_numbers(dense[span]))
-            else:
-                numbers.append(_large_numbers(network, layout, values, span, jax.random.fold_in(key, index)))
-        return numbers, [_spread(chain) for chain in _whole_chains(network, dense)]
+    def run(inputs: list[Any], key: jax.Array) -> tuple[dict[int, Any], dict[int, Any]]:
+        values = block_values(network, inputs, [network.spans[index] for index in chosen])
+        pairs = span_jacobians(network, layout, values, [network.spans[index] for index in small])
+        dense = {index: _float32(jacobian[:count]) for index, (_, jacobian) in zip(small, pairs, strict=True)}
+        large = {
+            index: _large_numbers(network, layout, values, network.spans[index], jax.random.fold_in(key, index))
+            for index in chosen
+            if index not in dense
+        }
+        return dense, large
 
     return run
 
 
-def _with_examples(pairs: Any, count: int) -> Any:
-    for span, jacobian in pairs:
-        yield span, jacobian[:count].astype(jnp.promote_types(jacobian.dtype, jnp.float32))
+def _float32(value: jax.Array) -> jax.Array:
+    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
 def _sides(network: Network, layout: Layout, span: Span) -> tuple[int, int]:
     """Return input and output size of one example's state."""
     sizes = [sum(math.prod(network.aval(site).shape) for site in cut.sites) for cut in (span.start, span.end)]
     return sizes[0] // layout.num_examples, sizes[1] // layout.num_examples
-
-
-def _dense_numbers(jacobians: jax.Array) -> tuple[Any, ...]:
-    values = jnp.linalg.svd(jacobians, compute_uv=False)
-    accuracy = jnp.finfo(values.dtype).eps * math.sqrt(max(jacobians.shape[1:]))
-    return values, None, jnp.asarray(accuracy)
 
 
 def _large_numbers(
@@ -176,54 +177,63 @@ def _large_numbers(
     count = min(_LARGE_EXAMPLES, rows.shape[0])
     results = [one(example, jax.random.fold_in(key, example)) for example in range(count)]
     largest, squares, accuracy = (jnp.stack(column) for column in zip(*results, strict=True))
-    return largest[:, None], squares / min(rows.shape[1], jax.eval_shape(function, rows).shape[1]), jnp.max(accuracy)
+    side = min(rows.shape[1], jax.eval_shape(function, rows).shape[1])
+    return largest, squares, jnp.asarray(side), jnp.max(accuracy)
 
 
-def _spectrum(values: np.ndarray, mean_square: np.ndarray | None, accuracy: np.ndarray) -> Spectrum:
-    """Pool the examples of one block."""
-    values = np.asarray(values, np.float64)
-    largest = values[:, 0]
-    if mean_square is None:
-        squares = np.square(values).sum(axis=1)
-        mean = float(np.mean(np.square(values)))
-        rank = np.divide(squares, np.square(largest), out=np.zeros_like(squares), where=largest > 0)
-        pooled = tuple(float(value) for value in np.sort(values, axis=None)[::-1])
-        return Spectrum(
-            num_examples=len(values),
-            values=pooled,
-            sigma_max=float(largest.mean()),
-            sigma_min=float(values[:, -1].mean()),
-            mean_square=mean,
-            stable_rank=float(rank.mean()),
-            accuracy=float(accuracy),
-            method="dense",
-        )
-    squares = np.asarray(mean_square, np.float64)
+def _dense_spectrum(jacobians: np.ndarray) -> Spectrum:
+    """Return the singular values of one block's Jacobians, all examples together."""
+    values = np.linalg.svd(jacobians, compute_uv=False).astype(np.float64)
+    largest, squares = values[:, 0], np.square(values).sum(axis=1)
+    rank = np.divide(squares, np.square(largest), out=np.zeros_like(squares), where=largest > 0)
     return Spectrum(
         num_examples=len(values),
+        values=tuple(float(value) for value in np.sort(values, axis=None)[::-1]),
+        sigma_max=float(largest.mean()),
+        sigma_min=float(values[:, -1].mean()),
+        mean_square=float(np.mean(np.square(values))),
+        stable_rank=float(rank.mean()),
+        accuracy=float(np.finfo(jacobians.dtype).eps * math.sqrt(max(jacobians.shape[1:]))),
+        method="dense",
+    )
+
+
+def _large_spectrum(largest: np.ndarray, squares: np.ndarray, side: np.ndarray, accuracy: np.ndarray) -> Spectrum:
+    """Return what products alone show of one block's Jacobians."""
+    squares = squares.astype(np.float64)
+    rank = np.divide(squares, np.square(largest), out=np.zeros_like(squares), where=largest > 0)
+    return Spectrum(
+        num_examples=len(largest),
         values=(),
         sigma_max=float(largest.mean()),
         sigma_min=None,
-        mean_square=float(squares.mean()),
-        stable_rank=math.nan,
+        mean_square=float(squares.mean() / side),
+        stable_rank=float(rank.mean()),
         accuracy=float(accuracy),
         method="matrix-free",
     )
 
 
-def _whole_chains(network: Network, dense: dict[Span, jax.Array]) -> list[list[jax.Array]]:
-    """Return the Jacobians of the chains of which every block was formed."""
-    chains: dict[int, list[Span]] = {}
-    for span in network.spans:
-        chains.setdefault(span.chain, []).append(span)
+def _whole_chains(network: Network, dense: set[int]) -> list[list[int]]:
+    """Return the chains of blocks in depth of which every Jacobian was formed."""
+    chains: dict[int, list[int]] = {}
+    for index, span in enumerate(network.spans):
+        chains.setdefault(span.chain, []).append(index)
     return [
-        [dense[span] for span in chain]
+        chain
         for chain in chains.values()
-        if len(chain) > 1 and all(span.kind == "depth" and span in dense for span in chain)
+        if len(chain) > 1 and all(network.spans[index].kind == "depth" and index in dense for index in chain)
     ]
 
 
-def _spread(jacobians: list[jax.Array]) -> jax.Array:
-    """Return log10 of the largest over the median singular value of a chain's product, for each example."""
-    logs = jax.vmap(product_spectrum)(jacobians)
-    return logs[:, 0] - logs[:, logs.shape[1] // 2]
+def _spread(jacobians: list[np.ndarray]) -> float:
+    """Return log10 of the largest over the median singular value of a product, multiplied in float64."""
+    product = np.eye(jacobians[0].shape[1])
+    for jacobian in jacobians:
+        product = jacobian.astype(np.float64) @ product
+        norm = np.linalg.norm(product)
+        if not norm > 0:
+            return math.nan
+        product /= norm
+    values = np.linalg.svd(product, compute_uv=False)
+    return float(np.log10(values[0] / max(values[len(values) // 2], np.finfo(np.float32).eps * values[0])))

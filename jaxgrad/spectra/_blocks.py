@@ -181,5 +181,6 @@ def dense_jacobians(
         direction = (jnp.arange(size) == coordinate).astype(like.dtype)
         return apply(jnp.broadcast_to(direction[None, :], like.shape))
 
-    columns = jax.lax.map(along, jnp.arange(size), batch_size=min(chunk_size, size))
+    coordinates = jnp.arange(size)
+    columns = jax.vmap(along)(coordinates) if chunk_size >= size else jax.lax.map(along, coordinates, batch_size=chunk_size)
     return jnp.transpose(columns, (1, 2, 0) if forward else (1, 0, 2))

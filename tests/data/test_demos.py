@@ -1,4 +1,4 @@
-"""The demos tell the truth: the healthy one learns, and each faulty one learns worse than its repair."""
+"""The demos tell the truth: the healthy one learns, each faulty one learns worse than its repair, and `explain` knows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+import jaxgrad
 from jaxgrad.data import _demos
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("third_party_model")]
@@ -31,6 +32,35 @@ def train(case, optimizer, num_steps: int = 300, batch_size: int = 128) -> float
     (params, _), _ = jax.jit(lambda: jax.lax.scan(step, start, jax.random.split(jax.random.key(0), num_steps)))()
     loss = float(loss_fn(params, x, labels))
     return loss if math.isfinite(loss) else math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "cause"),
+    [
+        ("deep-sigmoid", "vanishing", "saturating-activation"),
+        ("exploding-residual", "exploding", "residual-scale"),
+        ("rnn", "vanishing", "recurrence"),
+    ],
+)
+def test_explain_finds_the_fault_and_a_repair(name, verdict, cause):
+    report = jaxgrad.explain(*_demos.DEMOS[name](), verbose=False)
+    assert (report.verdict, report.findings[0].cause) == (verdict, cause)
+    assert report.remedies[0].verified
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        _demos.healthy,
+        lambda: _demos.deep_sigmoid(activation=jax.nn.relu, weight_variance=2.0),
+        lambda: _demos.exploding_residual(branch_scale=1 / math.sqrt(32)),
+        lambda: _demos.rnn(orthogonal=True),
+    ],
+    ids=_demos.DEMOS,
+)
+def test_explain_finds_nothing_once_repaired(case):
+    report = jaxgrad.explain(*case(), verbose=False)
+    assert (report.verdict, report.findings) == ("healthy", ())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

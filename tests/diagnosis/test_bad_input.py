@@ -7,9 +7,9 @@ An error that the user's own code raises is theirs, and passes through as it is.
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -105,13 +105,18 @@ TABLE = [
     ),
     Bad(
         "complex loss",
-        lambda: explain(returning(lambda loss: loss + 0j), PARAMS, X),
+        lambda: explain(returning(lambda loss: jax.lax.complex(loss, loss)), PARAMS, X),
         "^explain: expected.*float.*got.*complex64.*To fix it: .*(real|abs)",
     ),
     Bad(
         "loss is nothing",
         lambda: explain(returning(lambda loss: None), PARAMS, X),
         "^explain: expected.*scalar.*got None.*To fix it: .*return",
+    ),
+    Bad(
+        "loss is a word",
+        lambda: explain(returning(lambda loss: "low"), PARAMS, X),
+        "^explain: expected.*scalar.*got.*(str|'low').*To fix it",
     ),
     Bad(
         "loss is a Python number",
@@ -381,6 +386,7 @@ class TestTaken:
     def test_parameters_of_zeros(self):
         assert explain(loss_fn, jax.tree.map(jnp.zeros_like, PARAMS), X).verdict != "healthy"
 
+    @pytest.mark.usefixtures("third_party_model")
     def test_inputs_are_left_alone(self):
         params, x = jax.tree.map(jnp.copy, PARAMS), jnp.copy(X)
         explain(loss_fn, params, x, optimizer=optax.adam(1e-3))
@@ -405,22 +411,29 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("written", "instead", "words"),
         [
+            ("return jnp.mean(", "return 0, (", r"^explain: expected.*scalar.*has_aux.*command line.*\[0\]"),
             ("return jnp.mean(", "return (", r"^explain: expected.*scalar.*got.*\(8, 4\).*To fix it"),
             ("return loss_fn, params, x", "return loss_fn, {}, x", "^explain: expected parameters.*To fix it"),
             ("return loss_fn, params, x", "return params, loss_fn, x", "^jaxgrad explain: expected make_case.*a dict"),
             ("jnp.ones((8, 4))", "jnp.ones((0, 4))", r"^explain: expected.*at least one example.*\(0, 4\)"),
             ("jnp.ones((8, 4))", "jnp.ones((8, 5))", "running the loss; got TypeError.*train.py.*line 5, in loss_fn"),
             ("jnp.ones((8, 4))", "'digits.npz'", "running the loss; got TypeError.*train.py.*line 5, in loss_fn"),
-            ("return loss_fn, params, x", "return loss_fn, params", "got TypeError.*missing 1 required.*'x'"),
+            (
+                "return loss_fn, params, x",
+                "return loss_fn, params",
+                r"every argument of loss_fn; got 1 of them for loss_fn\(params, x\).*'x'",
+            ),
             ('first": jnp.eye(4)', 'first": jnp.eye(4, dtype=int)', "^explain: expected parameters of a floating"),
         ],
     )
-    def test_message_and_status(self, tmp_path, written, instead, words):
+    def test_message_and_status(self, tmp_path, monkeypatch, written, instead, words):
         assert self.CASE.count(written) == 1
         case = textwrap.dedent(self.CASE.replace(written, instead))
-        path: Path = tmp_path / "train.py"
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        path = tmp_path / "train.py"
         path.write_text(case, encoding="utf-8")
         result = CliRunner().invoke(main, ["explain", str(path), "--level", "quick"])
+        sys.modules.pop("train", None)
         assert result.exit_code == 2, result.output
         assert "Traceback" not in result.output
         assert re.search(words, re.sub(r"\s+", " ", result.stderr)), result.stderr

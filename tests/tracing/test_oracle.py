@@ -64,7 +64,7 @@ def test_blocks_multiply_up_to_the_trunk(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_layers_are_named_by_parameter_path(seed: int) -> None:
     case, network = traced(seed)
-    assert {networks.canonical(layer.name) for layer in network.layers} == case.layers
+    networks.check_names(network, case.layers)
     inside = {layer.name for block in network.blocks for layer in block.layers}
     assert inside <= {layer.name for layer in network.layers}
 
@@ -85,31 +85,34 @@ def test_outputs_are_reproduced_bit_for_bit_eagerly(seed: int) -> None:
 def test_gradients_through_capture_are_the_users(seed: int) -> None:
     case, network = traced(seed)
 
+    trunks = [trunk for trunk in case.trunks if trunk.readout is not None]
+
     def captured(params: Any, taps: Any) -> tuple[jax.Array, Any]:
         seen = network.capture(params, *case.args, taps=taps)
         return loss_of(seen.outputs, case.has_aux), (seen.cuts, seen.layer_inputs)
 
-    differentiate = jax.jit(jax.grad(captured, argnums=(0, 1), has_aux=True))
-    (gradients, signals), (cuts, layer_inputs) = differentiate(case.params, network.taps())
-    expected = jax.jit(jax.grad(lambda p, *args: loss_of(case.loss_fn(p, *args), case.has_aux)))
-    close(gradients, expected(case.params, *case.args))
+    def below(state: Any, params: Any, trunk: networks.Trunk) -> jax.Array:
+        return trunk.readout(params, trunk.run(params, state, *case.args), *case.args)
+
+    def differentiate(params: Any, taps: Any) -> Any:
+        own = jax.grad(captured, argnums=(0, 1), has_aux=True)(params, taps)
+        expected = jax.grad(lambda params: loss_of(case.loss_fn(params, *case.args), case.has_aux))(params)
+        states = [trunk.start(params, *case.args) for trunk in trunks]
+        return own, expected, states, [jax.grad(below)(s, params, t) for s, t in zip(states, trunks, strict=True)]
+
+    compiled = networks.quick_jit(differentiate)
+    ((gradients, signals), (cuts, layer_inputs)), expected, states, backward = compiled(case.params, network.taps())
+    close(gradients, expected)
 
     assert len(layer_inputs) == len(network.layers)
     for layer, entering in zip(network.layers, layer_inputs, strict=True):
         assert entering.shape[entering.ndim - len(layer.input_shape) :] == layer.input_shape
 
     assert len(cuts) == len(signals)
-    for trunk in case.trunks:
-        if trunk.readout is None:
-            continue
-        state = trunk.start(case.params, *case.args)
+    for state, expected_signal in zip(states, backward, strict=True):
         matching = [i for i, cut in enumerate(cuts) if _flat(cut).shape == (state.size,) and _same(_flat(cut), state)]
         assert matching, f"no cut holds the trunk's input of shape {state.shape}: {[c[0].shape for c in cuts]}"
-
-        def below(state: Any, trunk: networks.Trunk = trunk) -> jax.Array:
-            return trunk.readout(case.params, trunk.run(case.params, state, *case.args), *case.args)
-
-        close(_flat(signals[matching[0]]), jax.jit(jax.grad(below))(state).reshape(-1))
+        close(_flat(signals[matching[0]]), expected_signal.reshape(-1))
 
 
 def _flat(cut: Any) -> jax.Array:
@@ -128,7 +131,7 @@ def _same(flat: jax.Array, state: jax.Array) -> bool:
 def test_shrinkable(case: networks.Case) -> None:
     """Every property at once, on networks that hypothesis can make smaller."""
     network = jaxgrad.trace(case.loss_fn, case.params, *case.args, has_aux=case.has_aux)
-    assert {networks.canonical(layer.name) for layer in network.layers} == case.layers
+    networks.check_names(network, case.layers)
     identical(jax.jit(network)(case.params, *case.args), jax.jit(case.loss_fn)(case.params, *case.args))
     networks.check_chains(network, block_jacobians(network, case.params, *case.args), case)
 

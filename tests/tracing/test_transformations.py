@@ -17,7 +17,8 @@ from tests import models
 
 pytestmark = pytest.mark.usefixtures("x64", "third_party_model")
 
-NAMES = ["same_plain", "linen_transformer_pre", "linen_gru", "linen_scanned", "jit_static_donated"]
+SMALL = ["same_plain", "linen_gru", "linen_scanned", "jit_static_donated"]
+NAMES = [*SMALL, pytest.param("linen_transformer_pre", marks=pytest.mark.heavy)]
 
 
 @functools.cache
@@ -57,48 +58,69 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=NAMES)
-def pair(request: pytest.FixtureRequest, kind: str) -> tuple[models.Model, Callable[..., Any], Callable[..., Any]]:
-    """A model, its loss through the network, and the user's own."""
-    model, network = traced(request.param)
-    return model, loss_of(model, through(network, kind)), loss_of(model, model.loss_fn)
+def model(request: pytest.FixtureRequest) -> models.Model:
+    return traced(request.param)[0]
 
 
-def test_jit(pair: Any) -> None:
-    model, own, users = pair
-    assert float(jax.jit(own)(model.params, *model.args)) == float(jax.jit(users)(model.params, *model.args))
+@pytest.fixture
+def alike(request: pytest.FixtureRequest, model: models.Model) -> Callable[..., None]:
+    """Check that a transformation of the network, and of its capture, is that of the user's loss."""
+    _, network = traced(request.node.callspec.params["model"])
+    losses = [
+        loss_of(model, function) for function in (through(network, "call"), through(network, "capture"), model.loss_fn)
+    ]
+
+    def check(transform: Callable[..., Any], *args: Any) -> None:
+        # In one compilation, which costs less than three.
+        called, captured, users = jax.jit(lambda *args: [transform(loss)(*args) for loss in losses])(*args)
+        close(called, users)
+        close(captured, users)
+
+    return check
 
 
-def test_grad(pair: Any) -> None:
-    model, own, users = pair
-    close(jax.jit(jax.grad(own))(model.params, *model.args), jax.jit(jax.grad(users))(model.params, *model.args))
+def test_jit(model: Any, alike: Any) -> None:
+    alike(jax.jit, model.params, *model.args)
 
 
-def test_jacfwd_along_a_line(pair: Any) -> None:
+def test_grad(model: Any, alike: Any) -> None:
+    alike(jax.grad, model.params, *model.args)
+
+
+def test_jacfwd_along_a_line(model: Any, alike: Any) -> None:
     """Forward mode: the derivative as the parameters are scaled."""
-    model, own, users = pair
 
     def along(loss: Any) -> Any:
-        scaled = lambda t: loss(jax.tree.map(lambda leaf: leaf * t, model.params), *model.args)  # noqa: E731
-        return jax.jit(jax.jacfwd(scaled))(1.0)
+        return jax.jacfwd(lambda t: loss(jax.tree.map(lambda leaf: leaf * t, model.params), *model.args))
 
-    close(along(own), along(users))
-
-
-def test_linearize(pair: Any) -> None:
-    model, own, users = pair
-    if model.has_aux:
-        pytest.skip("the user's own loss cannot be linearized: it donates what its derivative needs")
-    value, push = jax.linearize(lambda params: own(params, *model.args), model.params)
-    expected, expected_push = jax.linearize(lambda params: users(params, *model.args), model.params)
-    close((value, push(model.params)), (expected, expected_push(model.params)))
+    alike(along, 1.0)
 
 
-def test_vmap_over_parameters(pair: Any) -> None:
-    model, own, users = pair
+def test_linearize(model: Any, alike: Any) -> None:
+    def tangent(loss: Any) -> Any:
+        def along(params: Any) -> Any:
+            value, push = jax.linearize(lambda params: loss(params, *model.args), params)
+            return value, push(params)
+
+        return along
+
+    alike(tangent, model.params)
+
+
+def test_vmap_over_parameters(model: Any, alike: Any) -> None:
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf, -leaf]), model.params)
     axes = (0, *(None for _ in model.args))
-    mapped = jax.jit(jax.vmap(own, in_axes=axes))(several, *model.args)
-    close(mapped, jax.jit(jax.vmap(users, in_axes=axes))(several, *model.args))
+    alike(lambda loss: jax.vmap(loss, in_axes=axes), several, *model.args)
+
+
+def test_hessian_vector_product(model: Any, alike: Any) -> None:
+    """Forward over reverse."""
+
+    def product(loss: Any) -> Any:
+        gradient = jax.grad(lambda params: loss(params, *model.args))
+        return lambda params: jax.jvp(gradient, (params,), (params,))[1]
+
+    alike(product, model.params)
 
 
 def test_vmap_over_data(kind: str) -> None:
@@ -109,17 +131,6 @@ def test_vmap_over_data(kind: str) -> None:
         jax.vmap(loss_of(model, through(network, kind)), in_axes=(None, 0, None))(model.params, xs, y),
         jax.vmap(loss_of(model, model.loss_fn), in_axes=(None, 0, None))(model.params, xs, y),
     )
-
-
-def test_hessian_vector_product(pair: Any) -> None:
-    """Forward over reverse."""
-    model, own, users = pair
-
-    def product(loss: Any) -> Any:
-        gradient = jax.grad(lambda params: loss(params, *model.args))
-        return jax.jit(lambda params: jax.jvp(gradient, (params,), (params,))[1])(model.params)
-
-    close(product(own), product(users))
 
 
 def test_checkpoint_and_scan(kind: str) -> None:
