@@ -1,6 +1,6 @@
 """What holds in every test: shapes and types checked at run time, no silent promotion, warnings are errors.
 
-Set `JAX_ENABLE_X64=1` to run everything in double precision, and `JAXGRAD_TYPECHECK=0` to leave the annotations alone
+Set `JAX_ENABLE_X64=1` to run everything in double precision, and `JAXTYPING_DISABLE=1` to leave the annotations alone
 (in a debugger the checker's frames are noise).
 """
 
@@ -11,12 +11,11 @@ from collections.abc import Iterator
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
-if os.environ.get("JAXGRAD_TYPECHECK", "1") != "0":
-    # Before any test imports the package.
-    install_import_hook("jaxgrad", "beartype.beartype")
+# Before any test imports the package.
+jaxtyping.install_import_hook("jaxgrad", "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,3 +43,12 @@ def x64() -> Iterator[None]:
         context = enable_x64(True)
     with context:
         yield
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations unchecked, as users have them, for a test of what the package itself says of bad input."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

@@ -21,6 +21,7 @@ from jaxgrad.tracing._network import read, trace_for
 
 _DENSE = 1024  # the largest side of a Jacobian that is formed
 _EXAMPLES = {"standard": 4, "full": 16}
+_WIDE = 128  # with a side above this, "standard" measures two examples
 _STEPS = {"standard": 8, "full": 64}  # time steps of a loop whose Jacobian is measured
 _HELD_ENTRIES = 2**27  # of all Jacobians held at once: 512 MiB in float32
 _LARGE_EXAMPLES = 2  # examples of a Jacobian too large to form
@@ -128,6 +129,8 @@ def _compiled(network: Network, layout: Layout, chosen: Sequence[int], count: in
     sides = {index: _sides(network, layout, network.spans[index]) for index in chosen}
     small = [index for index in chosen if max(sides[index]) <= _DENSE]
     entries = sum(math.prod(sides[index]) for index in small)
+    if count == _EXAMPLES["standard"] and any(max(sides[index]) > _WIDE for index in small):
+        count = 2
     count = max(1, min(count, _HELD_ENTRIES // max(entries, 1)))
 
     @jax.jit

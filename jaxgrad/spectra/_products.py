@@ -27,8 +27,6 @@ from jaxgrad.spectra._jacobi import (
     safe_norm,
 )
 
-# How many machine epsilons of its column an entry of R may have and still be rounding.
-_NOISE = 2.0
 # Columns are balanced by at most this power of two.
 _MAX_BALANCE = 60
 
@@ -180,7 +178,6 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     """
     basis, exponents, rows = state
     dtype = factor.dtype
-    eps = float(jnp.finfo(dtype).eps)
     scale = lax.stop_gradient(exponent_of(jnp.max(jnp.abs(factor))))
     scale = jnp.where(scale == ZERO, 0, scale)
     factor = factor * power_of_two(-scale, dtype)
@@ -190,30 +187,25 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     heights = safe_norm(lax.stop_gradient(factor), axis=1)
     widths = safe_norm(lax.stop_gradient(image), axis=0)
     noise = jnp.maximum(widths, jnp.sqrt(_product(jnp.square(factor), jnp.square(basis)).sum(axis=0)))
+    noise = lax.stop_gradient(noise)
     # Large rows first keeps small rows exact, and zero rows zero; large columns first keeps T well-conditioned.
     row_order = jnp.argsort(-heights)
+    heights, image = heights[row_order], image[row_order]
     column_order = jnp.argsort(-(exponents + exponent_of(widths)))
-    noise, heights = lax.stop_gradient(noise), heights[row_order]
-    image = image[row_order]
-
-    def decompose(order):
-        q, r = _qr(image[:, order])
-        tol = _NOISE * eps * jnp.minimum(noise[order][None, :], heights[: r.shape[0], None])
-        # Zero in value only: the derivative of an entry that happens to vanish still counts.
-        return q, r - lax.stop_gradient(jnp.where(jnp.abs(r) > tol, 0, r)), order
-
-    def with_dependent_last(q, r, order):
-        del q
-        order = order[jnp.argsort(_dependent(r), stable=True)]
-        return decompose(order)
-
-    q, r, column_order = decompose(column_order)
-    if r.shape[0] == r.shape[1]:
-        # A dependent column ahead of an independent one would leave two rows of R, and so of T, parallel.
-        dependent = _dependent(r)
-        q, r, column_order = lax.cond(
-            jnp.any(dependent[:-1] & ~dependent[1:]), with_dependent_last, lambda *args: args, q, r, column_order
-        )
+    wide = image.shape[0] < image.shape[1]
+    if wide:
+        column_order = _pivot(image, exponents, noise, jnp.array(True))
+    q, r = _qr(image[:, column_order])
+    dependent = _dependent(r, noise[column_order], heights) & (exponents[column_order][: r.shape[0]] != ZERO)
+    if not wide:
+        suspect = jnp.any(dependent)
+        pivoted = _pivot(image, exponents, noise, suspect)
+        column_order = jnp.where(suspect, pivoted, column_order)
+        q, r = lax.cond(suspect, lambda: _qr(image[:, column_order]), lambda: (q, r))
+        dependent = _dependent(r, noise[column_order], heights)
+    # Independent columns stand first, so what R has below the last of them is rounding.
+    rank = jnp.max(jnp.where(dependent, 0, jnp.arange(1, r.shape[0] + 1)))
+    r = jnp.where((jnp.arange(r.shape[0]) < rank)[:, None], r, 0)
     # The columns of q are not quite of norm 1; uncorrected, that adds up with one sign over thousands of factors.
     defect = lax.stop_gradient(jnp.triu(_product(q.T, q) - jnp.eye(q.shape[1], dtype=dtype)))
     r = r - _product(defect - jnp.diag(jnp.diagonal(defect) / 2), r)
@@ -225,16 +217,48 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     mix = r * power_of_two(exponents[None, :] - new_exponents[:, None], dtype)
     mix = jnp.where((new_exponents < ZERO // 2)[:, None], 0, mix)
     new_rows = _product(mix, rows)
-    tol = _NOISE * eps * lax.stop_gradient(_product(jnp.abs(mix), jnp.abs(rows)))
-    new_rows = new_rows - lax.stop_gradient(jnp.where(jnp.abs(new_rows) > tol, 0, new_rows))
     shift = lax.stop_gradient(exponent_of(safe_norm(new_rows, axis=1)))
     new_rows = new_rows * power_of_two(-shift, dtype)[:, None]
     zero = (shift == ZERO) | (new_exponents < ZERO // 2)
     return q[jnp.argsort(row_order)], jnp.where(zero, ZERO, new_exponents + shift + scale), new_rows
 
 
-def _dependent(r: Array) -> Array:
-    return jnp.diagonal(r) == 0
+def _dependent(r: Array, noise: Array, heights: Array) -> Array:
+    """Which leading columns depend on the ones before them, as far as rounding lets one tell."""
+    size = r.shape[0]
+    r = lax.stop_gradient(r[:, :size])
+    diagonal = jnp.diagonal(r)
+    safe = r + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(r.dtype))
+    inverse = lax.linalg.triangular_solve(safe, jnp.eye(size, dtype=r.dtype), left_side=True, lower=False)
+    # Relative error of the diagonal: rounding of every column before it, as the inverse mixes them.
+    rounding = jnp.minimum(noise[:size, None], heights[None, :size]) * jnp.abs(inverse)
+    error = float(jnp.finfo(r.dtype).eps) * safe_norm(jnp.triu(rounding), axis=0)
+    return (diagonal == 0) | ~(error < 1)
+
+
+def _pivot(image: Array, exponents: Array, noise: Array, wanted: Array) -> Array:
+    """An order of the columns in which none depends on those before it, until all do; any order if not ``wanted``."""
+    image = lax.stop_gradient(image)
+    size = image.shape[1]
+    floor = 8 * float(jnp.finfo(image.dtype).eps) * noise
+    exponents = exponents.astype(image.dtype)
+
+    def body(step, state):
+        residual, ranks = state
+        norms = safe_norm(residual, axis=0)
+        usable = (ranks >= size) & (norms > floor)
+        score = jnp.where(usable, jnp.log2(jnp.where(usable, norms, 1)) + exponents, -jnp.inf)
+        best = jnp.argmax(score)
+        direction = residual[:, best] / jnp.where(norms[best] > 0, norms[best], 1)
+        reduced = residual - jnp.outer(direction, _product(direction, residual))
+        residual = jnp.where(usable[best], reduced, residual)
+        return residual, jnp.where(usable[best], ranks.at[best].set(step), ranks)
+
+    steps = jnp.where(wanted, min(image.shape), 0)
+    # What is never picked keeps its order by size behind the rest.
+    ranks = size + jnp.argsort(jnp.argsort(-(exponents + jnp.log2(jnp.where(noise > 0, noise, 1)))))
+    _, ranks = lax.fori_loop(0, steps, body, (image, ranks))
+    return jnp.argsort(ranks)
 
 
 @jax.custom_jvp
@@ -250,7 +274,7 @@ def _qr_jvp(primals, tangents):
     q, r = _qr(x)
     size = r.shape[0]
     head, diagonal = r[:, :size], jnp.diagonal(r)
-    alive = jnp.abs(diagonal) > _NOISE * jnp.finfo(r.dtype).eps * safe_norm(head, axis=0)
+    alive = jnp.abs(diagonal) > 2 * jnp.finfo(r.dtype).eps * safe_norm(head, axis=0)
     safe = head + jnp.diag(jnp.where(alive, 0, 1 - diagonal))
     right = lax.linalg.triangular_solve(safe, dx[:, :size], left_side=False, lower=False)
     right = jnp.where(alive[None, :], right, 0)

@@ -86,7 +86,7 @@ class Network:
       path: The activations whose derivative reaches the loss.
       signature: What the network was traced with.
       constants: The values the function closes over.
-      out_tree: The tree of what the function returns.
+      out_tree: The tree of what the function returns, and which of its leaves are arrays.
     """
 
     layers: tuple[Layer, ...]
@@ -102,7 +102,7 @@ class Network:
     path: frozenset[Site] = dataclasses.field(repr=False)
     signature: Signature = dataclasses.field(repr=False)
     constants: tuple[Any, ...] = dataclasses.field(repr=False)
-    out_tree: Any = dataclasses.field(repr=False)
+    out_tree: Signature = dataclasses.field(repr=False)
 
     def __call__(self, params: Any, *args: Any) -> Any:
         """Evaluate the traced function.
@@ -118,7 +118,7 @@ class Network:
           ValueError: If structure, shapes or types differ from those traced.
         """
         outputs, _ = _interpret.evaluate(self.program, self.inputs(params, args))
-        return jax.tree_util.tree_unflatten(self.out_tree, outputs)
+        return merge(self.out_tree, outputs)
 
     def capture(self, params: Any, *args: Any, taps: Sequence[Sequence[Any]] | None = None) -> Captured:
         """Evaluate the traced function once and return what happens inside.
@@ -146,7 +146,7 @@ class Network:
             tuple(kept[site] if cut.step is None else kept[site][cut.step] for site in cut.sites) for cut in self.cuts
         )
         return Captured(
-            outputs=jax.tree_util.tree_unflatten(self.out_tree, outputs),
+            outputs=merge(self.out_tree, outputs),
             layer_inputs=tuple(kept[site] for site in layers),
             cuts=cuts,
         )
@@ -287,14 +287,14 @@ class Traced(NamedTuple):
       closed: The jaxpr.
       signature: What it was traced with.
       owners: The parameters, by position among the arrays.
-      out_tree: The tree of what the function returns.
+      out_tree: The tree of what the function returns, and which of its leaves are arrays.
       differentiated: How many of the flat outputs are differentiated.
     """
 
     closed: Any
     signature: Signature
     owners: dict[int, Owner]
-    out_tree: Any
+    out_tree: Signature
     differentiated: int
 
 
@@ -321,15 +321,24 @@ def trace_for(
         raise TypeError(message(function, "a function of (params, *args)", f"{type(fn).__name__}", "pass the loss first"))
     signature, arrays, owners = sign(function, params, args)
 
-    def flat(arrays: list[Any]) -> Any:
-        params, args = merge(signature, arrays)
-        return fn(params, *args)
+    if scalar and any(isinstance(array, jax.core.Tracer) for array in arrays):
+        remedy = "call it outside of jit, vmap and grad, on the arrays themselves"
+        raise TypeError(message(function, "concrete arrays", "arrays that are being traced", remedy))
+    outputs: list[Signature] = []
 
-    closed, shapes = jax.make_jaxpr(flat, return_shape=True)(arrays)
-    differentiated = _differentiated(function, shapes, has_aux)
-    out_tree = jax.tree_util.tree_structure(shapes)
-    if scalar:
-        _check_loss(function, shapes, has_aux)
+    def flat(arrays: list[Any]) -> list[Any]:
+        params, args = merge(signature, arrays)
+        leaves, treedef = jax.tree_util.tree_flatten(fn(params, *args), is_leaf=_is_none)
+        static = tuple((position, leaf) for position, leaf in enumerate(leaves) if not _is_output(leaf))
+        outputs.append(Signature(treedef, (), static))
+        return [leaf for leaf in leaves if _is_output(leaf)]
+
+    closed, avals = jax.make_jaxpr(flat, return_shape=True)(arrays)
+    out_tree = outputs[-1]._replace(avals=tuple(avals))
+    shapes = merge(out_tree, avals)
+    if scalar or has_aux:
+        _check_output(function, shapes, has_aux, scalar)
+    differentiated = sum(_is_output(leaf) for leaf in jax.tree_util.tree_leaves(shapes[0] if has_aux else shapes))
     return Traced(closed, signature, owners, out_tree, differentiated)
 
 
@@ -348,7 +357,7 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
         if not _is_array(leaf, is_parameter):
             static.append((position, leaf))
             continue
-        name = path_name(path[1:]) if is_parameter else path_name(path[1:])
+        name = path_name(path[1:])
         array = jnp.asarray(leaf)
         if math.prod(array.shape) == 0 and (not is_parameter or array.ndim == 0):
             raise ValueError(
@@ -385,8 +394,8 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
     return Signature(treedef, avals, tuple(static)), arrays, owners
 
 
-def merge(signature: Signature, arrays: Iterable[Any]) -> tuple[Any, tuple[Any, ...]]:
-    """Return ``(params, args)`` from the arrays and the constants of a signature."""
+def merge(signature: Signature, arrays: Iterable[Any]) -> Any:
+    """Return the tree of a signature from its arrays and its constants: ``(params, args)``, or what a function returns."""
     static, remaining = dict(signature.static), iter(arrays)
     leaves = [
         static[position] if position in static else next(remaining) for position in range(signature.treedef.num_leaves)
@@ -427,30 +436,28 @@ def _summary(params: Any) -> str:
     return f"leaves of type {', '.join(sorted({str(getattr(leaf, 'dtype', type(leaf).__name__)) for leaf in leaves}))}"
 
 
-def _differentiated(function: str, shapes: Any, has_aux: bool) -> int:
-    """Return how many of the flat outputs are differentiated."""
-    if not has_aux:
-        return len(jax.tree_util.tree_leaves(shapes))
-    if not (isinstance(shapes, tuple) and len(shapes) == 2):
-        raise TypeError(
-            message(
-                function,
-                "a function that returns (loss, aux), as has_aux=True says",
-                f"{_summary_of_output(shapes)}",
-                "return a pair, or leave has_aux out",
-            )
-        )
-    return len(jax.tree_util.tree_leaves(shapes[0]))
+def _is_output(leaf: Any) -> bool:
+    """Return whether a leaf that a function returns is an array or a number."""
+    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, float, int, complex))
 
 
 def _summary_of_output(shapes: Any) -> str:
+    if shapes is None or isinstance(shapes, str):
+        return repr(shapes)
     if isinstance(shapes, jax.ShapeDtypeStruct):
         return f"an array of shape {shapes.shape} and type {shapes.dtype}"
-    return f"a {type(shapes).__name__} of {len(jax.tree_util.tree_leaves(shapes))} arrays"
+    if isinstance(shapes, (tuple, list, dict)):
+        return f"a {type(shapes).__name__} of {len(shapes)}"
+    return f"a {type(shapes).__name__}"
 
 
-def _check_loss(function: str, shapes: Any, has_aux: bool) -> None:
-    """Refuse what is no scalar real loss."""
+def _check_output(function: str, shapes: Any, has_aux: bool, scalar: bool) -> None:
+    """Refuse what is no pair where one is announced, and what is no scalar real loss where one is needed."""
+    if has_aux and not (isinstance(shapes, tuple) and len(shapes) == 2):
+        expected = "a function that returns (loss, aux), as has_aux=True says"
+        raise TypeError(message(function, expected, _summary_of_output(shapes), "return a pair, or leave has_aux out"))
+    if not scalar:
+        return
     loss = shapes[0] if has_aux else shapes
     expected = "a scalar floating-point loss"
     if not hasattr(loss, "dtype"):

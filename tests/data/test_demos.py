@@ -1,4 +1,4 @@
-"""The demos tell the truth: the healthy one learns, each faulty one learns worse than its repair, and `explain` knows."""
+"""The demos tell the truth: healthy learns, a faulty one learns worse than its repair, and `explain` knows which."""
 
 from __future__ import annotations
 

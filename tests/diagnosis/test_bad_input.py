@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import optax
 import pytest
@@ -24,14 +23,8 @@ import jaxgrad
 from jaxgrad.cli import main
 
 
-@pytest.fixture(autouse=True)
-def as_installed() -> Iterator[None]:
-    """The annotations are checked in tests only, and would answer before the messages that users see."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
-
+# The annotations are checked in tests only, and would answer before the messages that users see.
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 PARAMS = {"first": jnp.eye(4), "second": 0.5 * jnp.eye(4)}
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)
@@ -348,6 +341,13 @@ class TestTaken:
 
         report = explain(loss, PARAMS, X, "train", None, 2.0, {"weight": 3, "name": "run"})
         assert report.loss == pytest.approx(float(6 * loss_fn(PARAMS, X)), rel=1e-5)
+
+    @pytest.mark.parametrize("key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed", "raw"])
+    def test_dropout_key_among_the_arguments(self, key):
+        def loss(params, x, key):
+            return loss_fn(params, jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x, 0.0))
+
+        assert len(explain(loss, PARAMS, X, key).layers) == 2
 
     def test_constants_among_the_parameters(self):
         report = explain(loss_fn, {**PARAMS, "name": "net", "nothing": None, "activation": jnp.tanh}, X)
