@@ -1,11 +1,32 @@
 """Why the gradients of a network vanish or explode, which layer is to blame, and which fix works."""
 
-from jaxgrad import diagnosis as diagnosis
-from jaxgrad import spectra as spectra
-from jaxgrad import tracing as tracing
-from jaxgrad.diagnosis import explain as explain
-from jaxgrad.tracing import trace as trace
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgrad import diagnosis as diagnosis
+    from jaxgrad import spectra as spectra
+    from jaxgrad import tracing as tracing
+    from jaxgrad.diagnosis import explain as explain
+    from jaxgrad.tracing import trace as trace
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "diagnosis", "explain", "spectra", "trace", "tracing"]
+
+_HOMES = {"explain": "jaxgrad.diagnosis", "trace": "jaxgrad.tracing"}
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that the command line answers --help without loading jax.
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return importlib.import_module(f"jaxgrad.{name}")
+    raise AttributeError(f"module 'jaxgrad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

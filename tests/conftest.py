@@ -7,6 +7,7 @@ Set `JAX_ENABLE_X64=1` to run everything in double precision, and `JAXTYPING_DIS
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Iterator
 
 import hypothesis
@@ -16,6 +17,11 @@ import pytest
 
 # Before any test imports the package.
 jaxtyping.install_import_hook("jaxgrad", "beartype.beartype")
+
+# Half the time of the tests goes into XLA. What it compiles is kept for the next run, and for processes tests start.
+_cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", _cache)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -142,7 +142,7 @@ def _check_options(level: Any, optimizer: Any, confirm_steps: Any, key: Any) -> 
     if optimizer is not None and not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         remedy = "pass one, such as optax.adam(1e-3); the loss's other arguments go before it, by position"
         raise TypeError(message("explain", "an optax transformation as optimizer", type(optimizer).__name__, remedy))
-    if isinstance(confirm_steps, bool) or not isinstance(confirm_steps, int):
+    if isinstance(confirm_steps, bool) or not hasattr(confirm_steps, "__index__"):
         raise TypeError(message("explain", "confirm_steps to be an integer", repr(confirm_steps), "pass 0, or some 100"))
     if confirm_steps < 0:
         raise ValueError(message("explain", "confirm_steps of at least 0", repr(confirm_steps), "pass 0, or some 100"))
@@ -210,7 +210,7 @@ def _notes(network: Network, layout: Layout, facts: Facts, gains: Sequence[float
         )
     if gains is not None and facts.has_signal and facts.nonfinite is None:
         notes.append("Signals that left the range of the floating-point type were followed in log space.")
-    if not facts.has_signal:
+    if not facts.has_signal and facts.nonfinite is None:
         notes.append("The loss's gradient is zero at the network's output; a random direction was followed instead.")
     if not network.blocks:
         notes.append("No activation is passed by every path, so there are no blocks to compare.")

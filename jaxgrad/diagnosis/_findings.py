@@ -140,12 +140,10 @@ def factor(log10: float) -> str:
 
 def _healthy_summary(facts: Facts, chain: Sequence[BlockFacts], total: float) -> str:
     if not facts.has_signal:
-        return "Nothing to repair: the loss has no gradient left at the output, and the network would pass one on well."
+        return "The loss has no gradient left at the output; a signal sent back from there would arrive well."
     if not chain:
-        return "Healthy: no nonlinearity is dead and every value is finite; the network has no two cuts to compare."
-    where = "step" if chain[0].statistics.kind == "time" else "block"
-    blocks = f"{len(chain)} {where}{'s' if len(chain) > 1 else ''}"
-    return f"Healthy: over {blocks} the backward signal changes by a factor of {10**total:.2g} in all."
+        return "Every value is finite and no nonlinearity is dead; the network has no two cuts to compare."
+    return f"Over {_count(chain)} the backward signal keeps its size: it changes by a factor of {10**total:.2g} in all."
 
 
 def _nonfinite(origin: NonFinite, total: float) -> Decision:
@@ -186,6 +184,13 @@ def _dead(dead: Sequence[LayerStatistics], total: float) -> Decision:
     return Decision("dead", summary, findings, total)
 
 
+def _count(chain: Sequence[BlockFacts]) -> str:
+    """Say how many blocks or steps a chain has."""
+    steps = sum(block.statistics.kind == "time" for block in chain)
+    number, noun = (steps, "step") if steps else (len(chain), "block")
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class _Share(NamedTuple):
     cause: str
     layer: str | None
@@ -211,7 +216,8 @@ def _trend(symptom: Verdict, facts: Facts, chain: Sequence[BlockFacts], total: f
     whole = sum(share.gain for share in shares.values()) or sign
     ranked = sorted(shares.values(), key=lambda share: -share.gain * sign)
     kind = "step" if chain[0].statistics.kind == "time" else "block"
-    mean = _finite(total) / len(chain)
+    steps = sum(block.statistics.kind == "time" for block in chain)
+    mean = _finite(total) / (steps or len(chain))
     certainty = min(0.99, 0.6 + 0.4 * min(1.0, (abs(_finite(total)) - 3) / 3))
     verb = "shrinks" if symptom == "vanishing" else "grows"
     findings = []
@@ -219,16 +225,18 @@ def _trend(symptom: Verdict, facts: Facts, chain: Sequence[BlockFacts], total: f
         part = share.gain / whole
         if findings and part < 0.15:
             continue
+        alike = len(chain) > 2 and abs(share.worst) < 3 * abs(mean)
+        whose = f"all {kind}s alike, most at this one" if alike else f"{abs(share.worst / whole):.0%} of it at this {kind}"
         evidence = (
-            f"From the output back to the first {kind} the signal {verb} by {factor(abs(total))} over {len(chain)} "
-            f"{kind}s, {factor(abs(mean))} a {kind}; {part:.0%} of it comes this way. {share.detail}"
+            f"From the output back to the first {kind} the signal {verb} by {factor(abs(total))} over {_count(chain)}, "
+            f"{factor(abs(mean))} a {kind}: {part:.0%} of that for this cause, {whose}. {share.detail}"
         )
         findings.append(Finding(symptom, share.layer, share.cause, evidence, round(certainty * part, 3)))
     noun = "vanish" if symptom == "vanishing" else "explode"
     extent = "to exactly zero" if not math.isfinite(total) else f"by {factor(abs(total))}"
     plain = _PLAIN[ranked[0].cause] if ranked else "no single cause stands out"
     summary = (
-        f"Gradients {noun}: on the way back through {len(chain)} {kind}s the signal {verb} {extent}, "
+        f"Gradients {noun}: on the way back through {_count(chain)} the signal {verb} {extent}, "
         f"about {factor(abs(mean))} a {kind}, because {plain}."
     )
     return Decision(symptom, summary, tuple(findings), total)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.tracing._interpret import Constant, Equation, Loop, Program, Site
@@ -52,7 +53,7 @@ _KEEPS_UNITS = frozenset({"squeeze", "convert_element_type", "copy", "expand_dim
 
 def inexact(aval: Any) -> bool:
     """Return whether values of this type have derivatives."""
-    return str(aval.dtype) == "bfloat16" or bool(np.issubdtype(aval.dtype, np.inexact))
+    return bool(jnp.issubdtype(aval.dtype, jnp.inexact))
 
 
 def _operands(equation: Equation, program: Program) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ def gradient_path(program: Program, outputs: Sequence[int | Constant], loops: Si
             inside |= _loop_path(equation.loop, [o in reached for o in equation.outputs], (*loops, equation.outputs[0]))
         reached.update(operands)
     moving = _moving(program)
-    return inside | {(*loops, number) for number in reached if number in moving}
+    return frozenset(inside | {(*loops, number) for number in reached if number in moving})
 
 
 def _moving(program: Program) -> set[int]:
@@ -99,7 +100,7 @@ def _moving(program: Program) -> set[int]:
 
 def _loop_path(loop: Loop, used: list[bool], loops: Site) -> frozenset[Site]:
     """Return the path through a loop's body, given which of its results are on the path."""
-    carried = used[: loop.num_carry]
+    carried, path = used[: loop.num_carry], frozenset()
     for _ in range(loop.num_carry + 1):
         wanted = [
             atom
@@ -231,7 +232,7 @@ def _trunk(
             uses[atom] = uses.get(atom, 0) + 1
     finals: list[int] = []
     live = {source}
-    alone = [(-1, (source,))]
+    alone: list[tuple[int, tuple[int, ...]]] = [(-1, (source,))]
     for position in trunk:
         equation = program.equations[position]
         for atom in set(_operands(equation, program)) & reach:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 from jax.extend import core as jex
 
 from jaxgrad.tracing._interpret import Equation, Owner, Program, Site, bodies
@@ -80,15 +80,11 @@ def layer_sites(program: Program, path: frozenset[Site], loops: Site = ()) -> It
         weights = [atom for atom in equation.operands if program.kinds[atom].owners]
         activations = [atom for atom in equation.operands if program.kinds[atom].data]
         weight = max(weights, key=lambda atom: (program.avals[atom].ndim, program.avals[atom].size))
-        data = max(activations, key=lambda atom: (_is_inexact(program.avals[atom]), program.avals[atom].size))
+        data = max(activations, key=lambda atom: (jnp.issubdtype(program.avals[atom].dtype, jnp.inexact), program.avals[atom].size))
         owners = dict.fromkeys(program.kinds[weight].owners)
         if equation.operation not in _PRODUCTS:
             owners = dict.fromkeys(owner for atom in weights for owner in program.kinds[atom].owners)
         yield LayerSite(loops, equation, data, weight, tuple(owners), program)
-
-
-def _is_inexact(aval: Any) -> bool:
-    return bool(np.issubdtype(aval.dtype, np.inexact)) or str(aval.dtype) in {"bfloat16"}
 
 
 def describe(site: LayerSite, main: Owner, repeats: int, use: int, block: int | None) -> Layer:
@@ -269,8 +265,10 @@ def _ancestors(equations: list[Equation], end: int) -> list[Equation]:
 def _activation_name(equations: list[Equation]) -> str:
     """Return the name of the function of ``jax.nn`` the equations were traced from, or of the operation that bends."""
     for equation in equations:
-        if equation.params.get("name") and bends(equation):
-            return str(equation.params["name"])
+        inner = [eqn.params.get("name") for eqn in _inner_equations(equation.params)]
+        names = [name for name in (equation.params.get("name"), *inner) if name and not name.startswith("_")]
+        if names and bends(equation):
+            return str(names[0])
     for equation in equations:
         traceback = getattr(equation.source, "traceback", None)
         for frame in traceback.frames if traceback is not None else ():

@@ -22,7 +22,6 @@ from click.testing import CliRunner
 import jaxgrad
 from jaxgrad.cli import main
 
-
 # The annotations are checked in tests only, and would answer before the messages that users see.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
