@@ -27,6 +27,9 @@ from jaxgrad.spectra._jacobi import (
     safe_norm,
 )
 
+# A diagonal entry of R counts as zero when its estimated rounding error reaches this part of it. Roundings are a few
+# machine epsilons, so at 1 a good part of the true zeros passes for values.
+_UNRESOLVED = 0.25
 # Columns are balanced by at most this power of two.
 _MAX_BALANCE = 60
 
@@ -233,7 +236,7 @@ def _dependent(r: Array, noise: Array, heights: Array) -> Array:
     # Relative error of the diagonal: rounding of every column before it, as the inverse mixes them.
     rounding = jnp.minimum(noise[:size, None], heights[None, :size]) * jnp.abs(inverse)
     error = float(jnp.finfo(r.dtype).eps) * safe_norm(jnp.triu(rounding), axis=0)
-    return (diagonal == 0) | ~(error < 1)
+    return (diagonal == 0) | ~(error < _UNRESOLVED)
 
 
 def _pivot(image: Array, exponents: Array, noise: Array, wanted: Array) -> Array:

@@ -48,7 +48,8 @@ class Span(NamedTuple):
 
 
 _FLAT = frozenset({"stop_gradient", "sign", "floor", "ceil", "round", "argmax", "argmin", "nextafter", "is_finite"})
-_KEEPS_UNITS = frozenset({"squeeze", "convert_element_type", "copy", "expand_dims", "reduce_precision"})
+_KEEPS_UNITS = frozenset({"squeeze", "transpose", "convert_element_type", "copy", "expand_dims", "reduce_precision"})
+_JOINS = frozenset({"add", "add_any", "concatenate"})
 
 
 def inexact(aval: Any) -> bool:
@@ -179,6 +180,9 @@ def _trunk_equations(
         if position in layers or not wanted.isdisjoint(equation.outputs):
             trunk.add(position)
             wanted.update(atom for atom in _operands(equation, program) if atom in reach)
+    if trunk:
+        trunk.update(_until_joined(program, reach, own, trunk, wanted))
+        wanted.update(atom for position in trunk for atom in _operands(program.equations[position], program))
     made = {output for position in trunk for output in program.equations[position].outputs}
     readers: dict[int, int] = {}
     for position in own:
@@ -197,13 +201,59 @@ def _trunk_equations(
     return sorted(trunk)
 
 
+def _until_joined(
+    program: Program, reach: set[int], own: list[int], trunk: set[int], wanted: set[int]
+) -> set[int]:
+    """Return what follows the last layer until what goes around it has joined: a residual sum, and a norm before it.
+
+    Where labels, or an input that is its own target, come in first, that is the loss, and nothing follows.
+    """
+    last = max(position for position in trunk if position in set(program.layers))
+    alone = [position for position, _ in _alone(program, reach, own) if position >= last]
+    extra = {position for position in own if position not in trunk and alone and position <= alone[0]}
+    fresh = {output for position in trunk for output in program.equations[position].outputs} - wanted
+    for position in sorted(extra):
+        equation = program.equations[position]
+        if any(program.kinds[atom].data and atom not in reach for atom in equation.operands):
+            return set()
+        if not any(program.avals[output].shape for output in equation.outputs):
+            return set()
+        moving = [atom for atom in _operands(equation, program) if atom in reach]
+        late = [atom in fresh for atom in moving]
+        if any(late):
+            if not all(late) and equation.operation not in _JOINS:
+                return set()
+            fresh.update(equation.outputs)
+    return extra
+
+
+def _alone(program: Program, reach: set[int], positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Return after which equations exactly one activation is live, and which."""
+    uses: dict[int, int] = {}
+    for position in positions:
+        for atom in set(_operands(program.equations[position], program)) & reach:
+            uses[atom] = uses.get(atom, 0) + 1
+    live: set[int] = set(uses) - {output for p in positions for output in program.equations[p].outputs}
+    found = []
+    for position in positions:
+        equation = program.equations[position]
+        for atom in set(_operands(equation, program)) & reach:
+            uses[atom] -= 1
+            if uses[atom] == 0:
+                live.discard(atom)
+        live.update(output for output in equation.outputs if output in reach)
+        if len(live) == 1:
+            found.append((position, *live))
+    return found
+
+
 def _keeps_units(program: Program, equation: Equation, operands: set[int]) -> bool:
     """Return whether the equation still belongs to the network, rather than to the loss that follows it."""
     others = [atom for atom in equation.inputs if isinstance(atom, Constant) or atom not in operands]
     if equation.operation in _KEEPS_UNITS:
         return True
     if len(operands) > 1:
-        return equation.operation in {"add", "add_any", "concatenate"}
+        return equation.operation in _JOINS
     if equation.operation in {"add", "sub", "mul", "div"}:
         return all(_parameter_or_scalar(program, atom) for atom in others)
     if equation.operation in {"max", "min", "clamp"}:
@@ -248,11 +298,12 @@ def _trunk(
                 finals.append(output)
         if len(live) == 1 and not finals:
             alone.append((position, tuple(live)))
-    kept = []
+    kept = alone[:1]
     for layer in layers:
-        latest = [cut for cut in alone if cut[0] < layer][-1]
-        if latest not in kept:
-            kept.append(latest)
+        if layer != layers[0]:
+            latest = [cut for cut in alone if cut[0] < layer][-1]
+            if latest[0] >= layers[0] and latest not in kept:
+                kept.append(latest)
     return [*kept, (trunk[-1], tuple(finals))]
 
 
