@@ -132,10 +132,16 @@ def _total(chain: Sequence[BlockFacts]) -> float:
 
 
 def factor(log10: float) -> str:
-    """Return 10 to a power in words: ``4.2x``, ``10^12``."""
+    """Write 10 to a power as a factor: ``4.2×``, or ``8.4·10¹¹×`` where it is large or small."""
     if not math.isfinite(log10):
-        return "infinitely"
-    return f"{10**log10:.3g}×" if abs(log10) < 4 else f"10^{log10:.1f}"
+        return "infinitely much"
+    if abs(log10) < 4:
+        return f"{10**log10:.3g}×"
+    exponent = math.floor(log10)
+    return f"{10 ** (log10 - exponent):.1f}·10{str(exponent).translate(_RAISED)}×"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _healthy_summary(facts: Facts, chain: Sequence[BlockFacts], total: float) -> str:
@@ -226,18 +232,18 @@ def _trend(symptom: Verdict, facts: Facts, chain: Sequence[BlockFacts], total: f
         if findings and part < 0.15:
             continue
         alike = len(chain) > 2 and abs(share.worst) < 3 * abs(mean)
-        whose = f"all {kind}s alike, most at this one" if alike else f"{abs(share.worst / whole):.0%} of it at this {kind}"
+        whose = f"all {kind}s much alike" if alike else f"{abs(share.worst / whole):.0%} of it at one {kind}"
         evidence = (
-            f"From the output back to the first {kind} the signal {verb} by {factor(abs(total))} over {_count(chain)}, "
-            f"{factor(abs(mean))} a {kind}: {part:.0%} of that for this cause, {whose}. {share.detail}"
+            f"From the output back to the first {kind} the signal {verb} {factor(abs(total))} over {_count(chain)}, "
+            f"{factor(abs(mean))} a {kind}; this cause has {part:.0%} of it, {whose}. {share.detail}"
         )
         findings.append(Finding(symptom, share.layer, share.cause, evidence, round(certainty * part, 3)))
     noun = "vanish" if symptom == "vanishing" else "explode"
-    extent = "to exactly zero" if not math.isfinite(total) else f"by {factor(abs(total))}"
+    extent = "to exactly zero" if not math.isfinite(total) else factor(abs(total))
     plain = _PLAIN[ranked[0].cause] if ranked else "no single cause stands out"
     summary = (
         f"Gradients {noun}: on the way back through {_count(chain)} the signal {verb} {extent}, "
-        f"about {factor(abs(mean))} a {kind}, because {plain}."
+        f"about {factor(abs(mean))} a {kind}: {plain}."
     )
     return Decision(symptom, summary, tuple(findings), total)
 

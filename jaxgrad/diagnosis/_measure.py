@@ -16,7 +16,7 @@ from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Constant, Site, evaluate, replay
 from jaxgrad.tracing._layers import Activation, LayerSite, downstream
 
-_SAMPLE = 4096  # values kept of an activation, for its histogram
+_SAMPLE = 16384  # values kept of an activation, for its histogram
 _GRID = 201  # points at which a nonlinearity's slope is looked at
 _SATURATED = 0.05  # of the largest slope
 
@@ -265,7 +265,7 @@ def _feature_axis(site: LayerSite, aval: Any) -> int:
 def _spread(value: Any) -> tuple[Any, Any, Any]:
     """Return mean, standard deviation and some of the values."""
     flat = jnp.ravel(value).astype(jnp.promote_types(value.dtype, jnp.float32))
-    stride = max(1, flat.size // _SAMPLE)
+    stride = -(-flat.size // _SAMPLE) | 1  # odd, so that it does not fall in step with the units
     return jnp.mean(flat), jnp.std(flat), flat[::stride][:_SAMPLE]
 
 

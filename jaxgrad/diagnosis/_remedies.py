@@ -82,7 +82,7 @@ def try_remedies(
 
 def _distance(remedy: Remedy) -> float:
     """Return how far from a gain of 1 a remedy leaves the network, in whole powers of ten."""
-    return round(abs(remedy.after)) if math.isfinite(remedy.after) else math.inf
+    return float(round(abs(remedy.after))) if math.isfinite(remedy.after) else math.inf
 
 
 def _reassess(study: Study, trial: Trial, key: jax.Array) -> Decision:

@@ -15,7 +15,7 @@ from jaxgrad.spectra._operators import check_function, flatten, tree_size, unfla
 
 def layer_jacobian(
     f: Callable[[Any], Any],
-    x: PyTree[Array, "T"],
+    x: PyTree[Array],
     *,
     mode: Literal["forward", "reverse"] | None = None,
     chunk_size: int | None = None,
@@ -55,7 +55,9 @@ def layer_jacobian(
     """
     if mode not in (None, "forward", "reverse"):
         raise ValueError(
-            message("layer_jacobian", "mode 'forward', 'reverse' or None", repr(mode), "leave mode out to let it choose")
+            message(
+                "layer_jacobian", "mode 'forward', 'reverse' or None", repr(mode), "leave mode out to let it choose"
+            )
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(

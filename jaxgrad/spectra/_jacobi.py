@@ -7,7 +7,6 @@ LAPACK's SVD is accurate relative to the largest value only.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int

@@ -37,7 +37,7 @@ class JacobianOperator(NamedTuple):
     eps: float
 
 
-def jacobian_operator(f: Callable[[Any], Any], x: PyTree[Array, "T"]) -> JacobianOperator:
+def jacobian_operator(f: Callable[[Any], Any], x: PyTree[Array]) -> JacobianOperator:
     """Build the products of the Jacobian of ``f`` at ``x`` with a vector, from either side.
 
     ``matvec(v) = d/dt f(x + t v) at t = 0`` and ``<u, matvec(v)> = <rmatvec(u), v>``. ``f`` is linearised once, so

@@ -9,6 +9,7 @@ included. (Repeated QR sweeps over all factors, the usual way, converge only as 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -147,7 +148,7 @@ def _groups(jacobians: Array | Sequence[Array]) -> list[Array]:
                     "for a batch, vmap over a list of arrays with a leading axis",
                 )
             )
-    for index, (before, factor) in enumerate(zip(factors[:-1], factors[1:], strict=True), start=1):
+    for index, (before, factor) in enumerate(itertools.pairwise(factors), start=1):
         if factor.shape[1] != before.shape[0]:
             raise ValueError(
                 message(
@@ -199,16 +200,18 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     if wide:
         column_order = _pivot(image, exponents, noise, jnp.array(True))
     q, r = _qr(image[:, column_order])
-    dependent = _dependent(r, noise[column_order], heights) & (exponents[column_order][: r.shape[0]] != ZERO)
+    count = r.shape[0]
+    dependent = _dependent(r, noise[column_order], heights)
     if not wide:
-        suspect = jnp.any(dependent)
+        suspect = jnp.any(dependent & (exponents[column_order] != ZERO))
         pivoted = _pivot(image, exponents, noise, suspect)
         column_order = jnp.where(suspect, pivoted, column_order)
         q, r = lax.cond(suspect, lambda: _qr(image[:, column_order]), lambda: (q, r))
         dependent = _dependent(r, noise[column_order], heights)
+    dependent = dependent | (exponents[column_order][:count] == ZERO)
     # Independent columns stand first, so what R has below the last of them is rounding.
-    rank = jnp.max(jnp.where(dependent, 0, jnp.arange(1, r.shape[0] + 1)))
-    r = jnp.where((jnp.arange(r.shape[0]) < rank)[:, None], r, 0)
+    rank = jnp.max(jnp.where(dependent, 0, jnp.arange(1, count + 1)))
+    r = jnp.where((jnp.arange(count) < rank)[:, None], r, 0)
     # The columns of q are not quite of norm 1; uncorrected, that adds up with one sign over thousands of factors.
     defect = lax.stop_gradient(jnp.triu(_product(q.T, q) - jnp.eye(q.shape[1], dtype=dtype)))
     r = r - _product(defect - jnp.diag(jnp.diagonal(defect) / 2), r)
@@ -244,12 +247,13 @@ def _pivot(image: Array, exponents: Array, noise: Array, wanted: Array) -> Array
     image = lax.stop_gradient(image)
     size = image.shape[1]
     floor = 8 * float(jnp.finfo(image.dtype).eps) * noise
+    alive = exponents != ZERO
     exponents = exponents.astype(image.dtype)
 
     def body(step, state):
         residual, ranks = state
         norms = safe_norm(residual, axis=0)
-        usable = (ranks >= size) & (norms > floor)
+        usable = (ranks >= size) & (norms > floor) & alive
         score = jnp.where(usable, jnp.log2(jnp.where(usable, norms, 1)) + exponents, -jnp.inf)
         best = jnp.argmax(score)
         direction = residual[:, best] / jnp.where(norms[best] > 0, norms[best], 1)

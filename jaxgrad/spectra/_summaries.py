@@ -1,7 +1,7 @@
 """Singular values of a Jacobian and the single numbers made of them.
 
 The norms take the Jacobian as an array of shape (..., out, in), from :func:`jaxgrad.spectra.layer_jacobian`. The two
-functions that take ``f`` and ``x`` instead, :func:`singular_values` and :func:`frobenius_norm_estimate`, need no matrix.
+functions that take ``f`` and ``x`` instead, :func:`singular_values` and :func:`frobenius_norm_estimate`, can do without.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NormEstimate(NamedTuple):
 
 def singular_values(
     f: Callable[[Any], Any],
-    x: PyTree[Array, "T"],
+    x: PyTree[Array],
     *,
     k: int | None = None,
     method: Literal["auto", "svd", "golub-kahan"] = "auto",
@@ -88,8 +88,8 @@ def singular_values(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> singular_values(lambda x: jnp.array([3.0, 2.0]) * x, jnp.ones(2)).values.round(3).tolist()
-      [3.0, 2.0]
+      >>> singular_values(lambda x: jnp.array([3.0, 2.0]) * x, jnp.ones(2)).values.round(3)
+      Array([3., 2.], dtype=float32)
 
     References:
       Golub and Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965. Musco and Musco, Randomized
@@ -106,7 +106,9 @@ def singular_values(
     size = min(operator.in_size, operator.out_size)
     if k is not None and not 1 <= k <= size:
         raise ValueError(
-            message("singular_values", f"k from 1 to {size}, the Jacobian's smaller side", f"k={k}", "leave k out for all")
+            message(
+                "singular_values", f"k from 1 to {size}, the Jacobian's smaller side", f"k={k}", "leave k out for all"
+            )
         )
     if num_steps < 1:
         raise ValueError(message("singular_values", "num_steps of at least 1", repr(num_steps), "leave it out"))
@@ -120,9 +122,13 @@ def singular_values(
         return SingularValues(values, jnp.full_like(values, _svd_accuracy(operator.eps, jacobian.shape)))
     if key is None:
         raise ValueError(
-            message("singular_values", "a random key for method 'golub-kahan'", "key=None",
-                    "pass key=jax.random.key(0), or method='svd' to form the Jacobian")
-        )  # fmt: skip
+            message(
+                "singular_values",
+                "a random key for method 'golub-kahan'",
+                "key=None",
+                "pass key=jax.random.key(0), or method='svd' to form the Jacobian",
+            )
+        )
     k = size if k is None else k
     triplets = golub_kahan(key, _frozen_operator(f, x), num_values=k, num_steps=num_steps)
     triplets = jax.lax.stop_gradient(triplets)
@@ -132,7 +138,7 @@ def singular_values(
 
 
 def frobenius_norm_estimate(
-    key: PRNGKeyArray, f: Callable[[Any], Any], x: PyTree[Array, "T"], *, num_probes: int = 32
+    key: PRNGKeyArray, f: Callable[[Any], Any], x: PyTree[Array], *, num_probes: int = 32
 ) -> NormEstimate:
     """Estimate the Frobenius norm of the Jacobian of ``f`` at ``x`` without forming it.
 
@@ -158,8 +164,8 @@ def frobenius_norm_estimate(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> frobenius_norm_estimate(jax.random.key(0), lambda x: 3.0 * x, jnp.ones(100)).value.round(3).item()
-      30.0
+      >>> frobenius_norm_estimate(jax.random.key(0), lambda x: 3.0 * x, jnp.ones(100)).value.round(3)
+      Array(30., dtype=float32)
 
     References:
       Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines, 1989.
@@ -349,9 +355,13 @@ def _frozen_operator(f: Callable, x: PyTree):
 def _check_jacobian(function: str, jacobian: Any) -> Array:
     if callable(jacobian) or isinstance(jacobian, (list, tuple)):
         raise TypeError(
-            message(function, "one dense Jacobian array of shape (..., out, in)", f"a {type(jacobian).__name__}",
-                    "pass layer_jacobian(f, x), or an array stacked along a leading axis")
-        )  # fmt: skip
+            message(
+                function,
+                "one dense Jacobian array of shape (..., out, in)",
+                f"a {type(jacobian).__name__}",
+                "pass layer_jacobian(f, x), or an array stacked along a leading axis",
+            )
+        )
     jacobian = jnp.asarray(jacobian)
     if not jnp.issubdtype(jacobian.dtype, jnp.floating):
         raise TypeError(
@@ -359,7 +369,11 @@ def _check_jacobian(function: str, jacobian: Any) -> Array:
         )
     if jacobian.ndim < 2 or 0 in jacobian.shape[-2:]:
         raise ValueError(
-            message(function, "a non-empty Jacobian of shape (..., out, in)", f"shape {jacobian.shape}",
-                    "pass layer_jacobian(f, x), or add the missing axis: jacobian[None, :]")
-        )  # fmt: skip
+            message(
+                function,
+                "a non-empty Jacobian of shape (..., out, in)",
+                f"shape {jacobian.shape}",
+                "pass layer_jacobian(f, x), or add the missing axis: jacobian[None, :]",
+            )
+        )
     return jacobian if jacobian.dtype == jnp.float64 else jacobian.astype(jnp.float32)
