@@ -43,6 +43,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 # The reference
 autosummary_generate = True
 autosummary_ignore_module_all = False
+autosummary_imported_members = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

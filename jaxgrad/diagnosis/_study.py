@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._statistics import TINY, output_signal
 from jaxgrad.spectra._examples import Layout, example_layout
 from jaxgrad.tracing import Network
+from jaxgrad.tracing._interpret import bodies
 from jaxgrad.tracing._network import Traced, read
 
 
@@ -72,7 +73,9 @@ def study_of(fn: Any, traced: Traced) -> Study:
     """Return the study of a function for this jaxpr: what was compiled for the same before serves again."""
     try:
         studies = _STUDIES.setdefault(fn, {})
-        name = (str(traced.closed.jaxpr), traced.signature.treedef, traced.signature.avals, repr(traced.signature.static))
+        held = tuple(id(value) for value in _held(traced.closed.jaxpr))
+        signature = traced.signature
+        name = (str(traced.closed.jaxpr), held, signature.treedef, signature.avals, repr(signature.static))
     except TypeError:  # a callable that cannot be referred to weakly
         return Study(read("explain", traced))
     if name not in studies:
@@ -81,5 +84,14 @@ def study_of(fn: Any, traced: Traced) -> Study:
         studies[name] = Study(read("explain", traced))
     study = studies[name]
     if traced.closed.consts:
-        study.network = dataclasses.replace(study.network, constants=tuple(traced.closed.consts))
+        held = study.network.constants[len(traced.closed.consts) :]
+        study.network = dataclasses.replace(study.network, constants=(*traced.closed.consts, *held))
     return study
+
+
+def _held(jaxpr: Any) -> Iterator[Any]:
+    """Yield what compiled functions inside a jaxpr close over."""
+    for eqn in jaxpr.eqns:
+        for body in bodies(eqn.params):
+            yield from body.consts
+            yield from _held(body.jaxpr)

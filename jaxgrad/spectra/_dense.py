@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxgrad._checks import message
-from jaxgrad.spectra._operators import check_function, flatten, tree_size, unflatten
+from jaxgrad.spectra._operators import check_function, flatten, push_forward, tree_size, unflatten
 
 
 def layer_jacobian(
@@ -82,7 +82,7 @@ def _jacobian(f: Callable, x: PyTree, out: PyTree, forward: bool, chunk_size: in
     if in_size == 0 or out_size == 0:
         return jnp.zeros((out_size, in_size), dtype)
     if forward:
-        _, push = jax.linearize(f, x)
+        push = push_forward(f, x)
         columns = _map(lambda i: flatten(push(_unit(i, x, in_size)), dtype), in_size, chunk_size)
         return columns.T
     _, pull = jax.vjp(f, x)

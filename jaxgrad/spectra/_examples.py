@@ -123,12 +123,17 @@ def _sizes(network: Network, beginning: Cut) -> list[int]:
 def _try(network: Network, inputs: list[Any], beginnings: list[Cut], size: int) -> Layout | None:
     """Return the layout for a batch of this size, or ``None`` where examples depend on one another."""
     axes: dict[Site, tuple[int, int]] = {}
-    for beginning in beginnings:
+    pending = list(beginnings)
+    for beginning in pending:
         begun = {site: _axes(network.aval(site).shape, size) for site in beginning.sites}
         if not all(begun.values()):
             return None
-        axes.update({site: found[0] for site, found in begun.items()})
-        for site, moved in _push(network, inputs, beginning, axes, size).items():
+        for site, found in begun.items():
+            axes.setdefault(site, found[0])
+        pushed = _push(network, inputs, beginning, axes, size)
+        still = [cut for cut in _following(network, beginning) if all(not pushed[site].any() for site in cut.sites)]
+        pending += [cut for cut in still[:1] if cut not in pending]  # dead units hide what comes after them
+        for site, moved in pushed.items():
             fits = [axis for axis in _axes(moved.shape, size) if not _outside(moved, axis, size).any()]
             if not fits:
                 return None

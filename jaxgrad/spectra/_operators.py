@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxgrad._checks import message
+from jaxgrad.tracing._interpret import bodies
 
 
 class JacobianOperator(NamedTuple):
@@ -85,15 +86,44 @@ def linear_maps(f: Callable, x: PyTree, out: PyTree) -> tuple[Callable, Callable
     """The Jacobian's push-forward and pull-back between trees, from one linearisation."""
     try:
         _, push = jax.linearize(f, x)
+        forward = "custom_lin" not in _primitives(jax.make_jaxpr(push)(x))  # under jit, refused only when compiled
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
+        forward = False
+    if not forward:
         _, vjp = jax.vjp(f, x)
         pull = lambda cotangent: vjp(cotangent)[0]  # noqa: E731
         transpose = jax.linear_transpose(pull, out)
         return lambda tangent: transpose(tangent)[0], pull
     transpose = jax.linear_transpose(push, x)
     return push, lambda cotangent: transpose(cotangent)[0]
+
+
+def _primitives(closed: Any) -> set[str]:
+    """The names of the primitives in a jaxpr, inner ones included."""
+    names = {eqn.primitive.name for eqn in closed.jaxpr.eqns}
+    return names.union(*(_primitives(body) for eqn in closed.jaxpr.eqns for body in bodies(eqn.params)))
+
+
+def push_forward(f: Callable, x: PyTree) -> Callable:
+    """The Jacobian's push-forward; a ``TypeError`` that names ``custom_vjp`` where ``f`` has one inside."""
+    _, push = jax.linearize(f, x)
+    # jax itself refuses only when the map is run, under jit not before it is compiled.
+    if _holds(jax.make_jaxpr(push)(x).jaxpr, "custom_lin"):
+        raise TypeError("can't push a tangent through a custom_vjp function")
+    return push
+
+
+def _holds(jaxpr: Any, name: str) -> bool:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            return True
+        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns") and _holds(inner, name):
+                return True
+    return False
 
 
 def check_function(function: str, f: Callable, x: PyTree) -> tuple[PyTree, PyTree]:

@@ -36,8 +36,8 @@ _MAX_BALANCE = 60
 
 
 def product_spectrum(
-    jacobians: Float[Array, "depth n n"] | Sequence[Float[Array, "out in"]],
-) -> Float[Array, " k"]:
+    jacobians: Float[Array, "depth out in"] | Sequence[Float[Array, "_ _"]],
+) -> Float[Array, " rank"]:
     """Compute the log10 singular values of a product of Jacobians, of any depth.
 
     ``log10 s_i(J_L ... J_2 J_1)``, the first element applied first; base 10, so -3 is a thousandfold shrinkage of the

@@ -132,9 +132,10 @@ def singular_values(
     k = size if k is None else k
     triplets = golub_kahan(key, _frozen_operator(f, x), num_values=k, num_steps=num_steps)
     triplets = jax.lax.stop_gradient(triplets)
-    # u^T J v with u and v held fixed has the value and, to first order, the derivative of the singular value.
+    # u^T J v with u and v held fixed has, to first order, the derivative of the singular value.
     images = jax.vmap(operator.matvec)(triplets.right)
-    return SingularValues(jnp.sum(triplets.left * images, axis=1), triplets.accuracy)
+    products = jnp.sum(triplets.left * images, axis=1)
+    return SingularValues(triplets.values + (products - jax.lax.stop_gradient(products)), triplets.accuracy)
 
 
 def frobenius_norm_estimate(

@@ -117,11 +117,17 @@ def _loop_path(loop: Loop, used: list[bool], loops: Site) -> frozenset[Site]:
     return path
 
 
-def spans(program: Program, path: frozenset[Site]) -> list[Span]:
+def spans(program: Program, path: frozenset[Site], *, by_reach: bool = False) -> list[Span]:
     """Return the spans between neighbouring cuts, chain after chain.
 
     The input that gives most blocks comes first and is followed to the network's output; any other input is followed
     until it joins, as a constant to those before it.
+
+    Args:
+      program: The program.
+      path: The activations on the path to the loss.
+      by_reach: Whether the input that reaches most layers comes first instead: where the data are among the values
+        closed over, they are told from mere constants so.
     """
     covered: set[int] = set()
     pending = [(source, _reach(program, path, source)) for source in _sources(program, path)]
@@ -129,7 +135,7 @@ def spans(program: Program, path: frozenset[Site]) -> list[Span]:
     chain = 0
     while pending:
         trunks = [(source, reach, _trunk(program, path, source, reach, covered)) for source, reach in pending]
-        source, reach, cuts = max(trunks, key=lambda trunk: len(trunk[2]))
+        source, reach, cuts = max(trunks, key=lambda trunk: (by_reach * _layers_in(program, trunk[1]), len(trunk[2])))
         if len(cuts) < 2:
             break
         found = list(_emit(program, path, source, reach, covered, cuts, chain))
@@ -138,6 +144,11 @@ def spans(program: Program, path: frozenset[Site]) -> list[Span]:
         covered |= reach
         pending = [(other, others) for other, others, _ in trunks if other != source]
     return result
+
+
+def _layers_in(program: Program, reach: set[int]) -> int:
+    """Return how many layers act on the given activations."""
+    return sum(not reach.isdisjoint(program.equations[position].operands) for position in program.layers)
 
 
 def _sources(program: Program, path: frozenset[Site]) -> list[int]:
@@ -183,6 +194,8 @@ def _trunk_equations(
     if trunk:
         trunk.update(_until_joined(program, reach, own, trunk, wanted))
         wanted.update(atom for position in trunk for atom in _operands(program.equations[position], program))
+        trunk.update(_output_activation(program, reach, own, trunk))
+        wanted.update(atom for position in trunk for atom in _operands(program.equations[position], program))
     made = {output for position in trunk for output in program.equations[position].outputs}
     readers: dict[int, int] = {}
     for position in own:
@@ -225,6 +238,31 @@ def _until_joined(
                 return set()
             fresh.update(equation.outputs)
     return extra
+
+
+def _output_activation(program: Program, reach: set[int], own: list[int], trunk: set[int]) -> set[int]:
+    """Return the elementwise function that the network ends with, where it is written in several operations."""
+    last = max(trunk)
+    derived = set(reach)  # with what is computed from these without a derivative, such as the sign in a leaky ReLU
+    for equation in program.equations:
+        data = [atom for atom in equation.operands if program.kinds[atom].data]
+        if data and all(atom in derived for atom in data):
+            derived.update(equation.outputs)
+    ends = [position for position, _ in _alone(program, reach, own) if position > last]
+    for end in ends[:3]:  # a bias and a scale may come before
+        extra = [position for position in own if last < position <= end]
+        equations = [program.equations[position] for position in extra]
+        plain = all(
+            is_elementwise(equation)
+            and all(atom in derived or not program.kinds[atom].data for atom in equation.operands)
+            and len(program.avals[equation.outputs[0]].shape) > 0
+            for equation in equations
+        )
+        if not plain:
+            return set()
+        if any(bends(equation) for equation in equations):
+            return set(extra)
+    return set()
 
 
 def _alone(program: Program, reach: set[int], positions: Sequence[int]) -> list[tuple[int, int]]:
@@ -298,12 +336,12 @@ def _trunk(
                 finals.append(output)
         if len(live) == 1 and not finals:
             alone.append((position, tuple(live)))
-    kept = alone[:1]
+    looked_up = any(source in program.equations[position].outputs for position in program.layers)
+    kept = alone[:1] if looked_up else []  # an embedding's cut is what it looks up
     for layer in layers:
-        if layer != layers[0]:
-            latest = [cut for cut in alone if cut[0] < layer][-1]
-            if latest[0] >= layers[0] and latest not in kept:
-                kept.append(latest)
+        latest = [cut for cut in alone if cut[0] < layer][-1]
+        if latest not in kept and not (layer == layers[0] and looked_up):
+            kept.append(latest)
     return [*kept, (trunk[-1], tuple(finals))]
 
 

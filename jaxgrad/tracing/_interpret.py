@@ -117,6 +117,7 @@ class Program:
     Attributes:
       inputs: Numbers of the inputs.
       outputs: Numbers of the outputs, or constants.
+      hoisted: Values of the last inputs: what compiled functions inside the traced one close over.
       equations: The equations.
       avals: Shape and type of every value, by number.
       kinds: What every value is made from, by number.
@@ -125,6 +126,7 @@ class Program:
 
     inputs: tuple[int, ...]
     outputs: tuple[int | Constant, ...]
+    hoisted: tuple[Any, ...]
     equations: tuple[Equation, ...]
     avals: tuple[Any, ...]
     kinds: tuple[Kind, ...]
@@ -291,6 +293,7 @@ class _Builder:
         self.avals: list[Any] = []
         self.kinds: list[Kind] = []
         self.layers: list[int] = []
+        self.hoisted: list[tuple[int, Any]] = []
         self.scopes = itertools.count()
 
     def new(self, aval: Any, kind: Kind) -> int:
@@ -298,17 +301,25 @@ class _Builder:
         self.kinds.append(kind)
         return len(self.avals) - 1
 
+    def hoist(self, var: Any, value: Any) -> int:
+        """Make an input of a value that is closed over."""
+        number = self.new(var.aval, self.constant_kind if var.aval.shape else Kind())
+        self.hoisted.append((number, value))
+        return number
+
     def mark(self) -> tuple[int, int, int]:
         return len(self.equations), len(self.avals), len(self.layers)
 
     def reset(self, mark: tuple[int, int, int]) -> None:
         del self.equations[mark[0] :], self.avals[mark[1] :], self.kinds[mark[1] :], self.layers[mark[2] :]
+        self.hoisted = [(number, value) for number, value in self.hoisted if number < mark[1]]
 
     def finish(self, inputs: Sequence[int], outputs: Sequence[int | Constant]) -> Program:
         return Program(
-            inputs=tuple(inputs),
+            inputs=(*inputs, *(number for number, _ in self.hoisted)),
             outputs=tuple(outputs),
-            equations=tuple(self.equations),
+            hoisted=tuple(value for _, value in self.hoisted),
+            equations=tuple(_group_inlined(self.equations)),
             avals=tuple(self.avals),
             kinds=tuple(self.kinds),
             layers=tuple(self.layers),
@@ -324,7 +335,7 @@ def flatten(closed: jex.ClosedJaxpr, kinds: Sequence[Kind], constant_kind: Kind 
       constant_kind: What arrays that depend on no input count as.
 
     Returns:
-      The program. Its inputs are those of the jaxpr, then the values that the jaxpr closes over.
+      The program. Its inputs are those of the jaxpr, the values that the jaxpr closes over, and those hoisted.
     """
     jaxpr = closed.jaxpr
     builder = _Builder(constant_kind, jaxpr.debug_info)
@@ -359,14 +370,16 @@ def _append(
     """Append one equation of a jaxpr: inlined where it holds layers, else as it is."""
     name = eqn.primitive.name
     kinds = [Kind() if isinstance(atom, Constant) else builder.kinds[atom] for atom in operands]
-    if not (any(kind.data for kind in kinds) and any(kind.owners for kind in kinds)):
+    data = any(kind.data for kind in kinds) or builder.constant_kind.data
+    if not (data and any(kind.owners for kind in kinds)):
         # Neither weights alone nor data alone make a layer.
         return _append_unit(builder, eqn, operands, kinds, scope, layer=False)
     if name in _CALLS:
         mark = builder.mark()
         inner = scope if scope is not None or name not in _COMPILED_CALLS else next(builder.scopes)
         body = bodies(eqn.params)[0]
-        outputs = _inline(builder, body.jaxpr, [*operands, *map(Constant, body.consts)], inner)
+        hoisted = [builder.hoist(var, value) for var, value in zip(body.jaxpr.constvars, body.consts, strict=True)]
+        outputs = _inline(builder, body.jaxpr, [*operands, *hoisted], inner)
         if len(builder.layers) > mark[2]:
             return outputs
         builder.reset(mark)
@@ -443,6 +456,32 @@ def _binder(eqn: jex.JaxprEqn, debug_info: Any) -> Callable[..., Sequence[Any]]:
     return apply
 
 
+def _group_inlined(equations: Sequence[Equation]) -> list[Equation]:
+    """Mark runs of equations that a function compiled with ``inline=True`` left (they share one traceback).
+
+    Called eagerly, JAX compiles such a function as one, so it rounds as one.
+    """
+    grouped: list[Equation] = []
+    for _, run in itertools.groupby(enumerate(equations), key=lambda pair: _Origin(pair[1])):
+        members = tuple(run)
+        scope = -1 - members[0][0] if len(members) > 1 else None
+        grouped += [e._replace(scope=scope) if e.scope is None and e.loop is None else e for _, e in members]
+    return grouped
+
+
+class _Origin:
+    """Equations compare equal where they were asked for by the same call."""
+
+    def __init__(self, equation: Equation) -> None:
+        self.equation = equation
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Origin) or self.equation.scope is not None or self.equation.loop is not None:
+            return False
+        one, two = (getattr(e.source, "traceback", None) for e in (self.equation, other.equation))
+        return one is not None and other.equation.scope is None and other.equation.loop is None and one == two
+
+
 def _append_unit(
     builder: _Builder,
     eqn: jex.JaxprEqn,
@@ -487,13 +526,13 @@ def _append_scan(
         kinds[num_consts + num_carry :],
     )
     stacked = [_slice_kind(kind) for kind in slices]
-    program = flatten(body, [*consts, *carry, *stacked])
+    program = flatten(body, [*consts, *carry, *stacked], builder.constant_kind)
     for _ in range(num_carry):
         after = [join((kind, _kind_of(program, atom))) for kind, atom in zip(carry, program.outputs, strict=False)]
         if after == carry:
             break
         carry = after
-        program = flatten(body, [*consts, *carry, *stacked])
+        program = flatten(body, [*consts, *carry, *stacked], builder.constant_kind)
     if not program.layers:
         return _append_unit(builder, eqn, operands, kinds, scope, layer=False)
     own_weights = any(
@@ -506,7 +545,7 @@ def _append_scan(
         return _unroll(builder, eqn, operands, scope if scope is not None else next(builder.scopes))
     loop = Loop(
         body=program,
-        closed_over=tuple(body.consts),
+        closed_over=(*body.consts, *program.hoisted),
         num_consts=num_consts,
         num_carry=num_carry,
         length=length,
@@ -559,6 +598,7 @@ def _unroll(
     stacked = operands[num_consts + num_carry :]
     kinds = [Kind() if isinstance(atom, Constant) else builder.kinds[atom] for atom in stacked]
     prefix = _common_prefix([owner.name for kind in kinds for owner in kind.owners])
+    hoisted = [builder.hoist(var, value) for var, value in zip(body.jaxpr.constvars, body.consts, strict=True)]
     collected: list[list[int | Constant]] = [[] for _ in eqn.outvars[num_carry:]]
     steps = reversed(range(length)) if params["reverse"] else range(length)
     for step in steps:
@@ -572,7 +612,7 @@ def _unroll(
             builder.equations.append(
                 Equation("slice", (atom,), (slices[-1],), _take(step), {}, eqn.source_info, scope, None)
             )
-        outputs = _inline(builder, body.jaxpr, [*consts, *carry, *slices, *map(Constant, body.consts)], scope)
+        outputs = _inline(builder, body.jaxpr, [*consts, *carry, *slices, *hoisted], scope)
         carry = outputs[:num_carry]
         for rows, atom in zip(collected, outputs[num_carry:], strict=True):
             rows.append(atom)

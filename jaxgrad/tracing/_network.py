@@ -357,7 +357,7 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
         if not _is_array(leaf, is_parameter):
             static.append((position, leaf))
             continue
-        name = path_name(path[1:])
+        name = path_name(path[1:], [other[1:] for other, _ in flat])
         array = jnp.asarray(leaf)
         if math.prod(array.shape) == 0 and (not is_parameter or array.ndim == 0):
             raise ValueError(
@@ -403,10 +403,13 @@ def merge(signature: Signature, arrays: Iterable[Any]) -> Any:
     return jax.tree_util.tree_unflatten(signature.treedef, leaves)
 
 
-def path_name(path: Sequence[Any]) -> str:
+def path_name(path: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> str:
     """Return a leaf's path as the user would write it, such as ``layers/3/weight``."""
-    if path and getattr(path[-1], "name", None) == "value":  # flax.nnx keeps the array of a variable there
-        path = path[:-1]
+    if path and getattr(path[-1], "name", None) == "value":
+        # flax.nnx keeps the array of a variable there, and nothing beside it
+        parent = tuple(path[:-1])
+        if sum(tuple(other[: len(parent)]) == parent for other in others) < 2:
+            path = parent
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -494,7 +497,7 @@ def read(function: str, traced: Traced) -> Network:
                 "pass the parameters that the loss uses, and the data as arguments after them",
             )
         )
-    spans = tuple(_cuts.spans(program, path))
+    spans = tuple(_cuts.spans(program, path, by_reach=constant_kind.data))
     sizes = {owner.leaf: math.prod(signature.avals[owner.leaf].shape) for owner in owners.values()}
     cuts = tuple(dict.fromkeys(cut for span in spans for cut in (span.start, span.end)))
     layers = _describe(program, sites, spans, sizes)
@@ -511,7 +514,7 @@ def read(function: str, traced: Traced) -> Network:
         num_parameters=_first_argument(signature),
         path=path,
         signature=signature,
-        constants=tuple(closed.consts),
+        constants=(*closed.consts, *program.hoisted),
         out_tree=out_tree,
     )
 
