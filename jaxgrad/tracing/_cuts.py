@@ -340,7 +340,7 @@ def _trunk(
     kept = alone[:1] if looked_up else []  # an embedding's cut is what it looks up
     for layer in layers:
         latest = [cut for cut in alone if cut[0] < layer][-1]
-        if latest not in kept and not (layer == layers[0] and looked_up):
+        if latest not in kept and not (looked_up and latest[0] < layers[0]):
             kept.append(latest)
     return [*kept, (trunk[-1], tuple(finals))]
 
@@ -368,7 +368,7 @@ def _emit(
         end = Cut(tuple((number,) for number in numbers))
         loops = [program.equations[position] for position in inside if position in layers]
         states = [_carry_state(program, path, equation) for equation in loops]
-        if not all(states):
+        if not states or not all(states):
             yield Span(begin, end, "depth", inside, chain)
             begin = end
             continue
