@@ -84,7 +84,9 @@ def main() -> None:
             cold[name].append(seconds(lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)))
     bare = statistics.median(cold["jax, one jit"])
     for name, values in cold.items():
-        print(f"cold process, {name}: {statistics.median(values):.2f} s = {statistics.median(values) / bare:.1f} × bare jax")
+        print(
+            f"cold process, {name}: {statistics.median(values):.2f} s = {statistics.median(values) / bare:.1f} × bare jax"
+        )
 
 
 if __name__ == "__main__":

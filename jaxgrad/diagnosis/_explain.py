@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxgrad
 from jaxgrad._checks import message
-from jaxgrad.diagnosis import _findings, _measure, _remedies, _spectra
+from jaxgrad.diagnosis import _findings, _nonfinite, _remedies, _spectra
 from jaxgrad.diagnosis._findings import Facts
 from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._report import Level, NonFinite, Report, Spectrum
@@ -23,7 +23,7 @@ from jaxgrad.spectra._examples import Layout
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Site
 from jaxgrad.tracing._layers import user_source
-from jaxgrad.tracing._network import trace_for
+from jaxgrad.tracing._signature import trace_for
 
 
 def explain(
@@ -139,11 +139,15 @@ def _check_options(level: Any, optimizer: Any, confirm_steps: Any, key: Any) -> 
     if level not in get_args(Level):
         expected = "level to be one of " + ", ".join(map(repr, get_args(Level)))
         raise ValueError(message("explain", expected, repr(level), "choose one of them"))
-    if optimizer is not None and not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+    if optimizer is not None and not (
+        callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
+    ):
         remedy = "pass one, such as optax.adam(1e-3); the loss's other arguments go before it, by position"
         raise TypeError(message("explain", "an optax transformation as optimizer", type(optimizer).__name__, remedy))
     if isinstance(confirm_steps, bool) or not hasattr(confirm_steps, "__index__"):
-        raise TypeError(message("explain", "confirm_steps to be an integer", repr(confirm_steps), "pass 0, or some 100"))
+        raise TypeError(
+            message("explain", "confirm_steps to be an integer", repr(confirm_steps), "pass 0, or some 100")
+        )
     if confirm_steps < 0:
         raise ValueError(message("explain", "confirm_steps of at least 0", repr(confirm_steps), "pass 0, or some 100"))
     if key is not None:
@@ -172,7 +176,7 @@ def _locate(network: Network, inputs: list[Any], measured: Measurement) -> NonFi
     numbers = [measured.loss, *measured.gradient_norms, *measured.rms.values(), *measured.signal.values()]
     if all(np.all(np.isfinite(number)) for number in numbers):
         return None
-    origin = _measure.find_nonfinite(network, inputs)
+    origin = _nonfinite.find_nonfinite(network, inputs)
     if origin is None:
         return None
     if origin.phase == "input":
@@ -180,7 +184,9 @@ def _locate(network: Network, inputs: list[Any], measured: Measurement) -> NonFi
         (position,) = origin.site
         where = f"parameter {names[position]}" if position in names else f"argument {position - network.num_parameters}"
         return NonFinite("input", "input", where, names.get(position), None)
-    return NonFinite(origin.phase, origin.operation, user_source(origin.source), _layer_before(network, origin.site), origin.step)
+    return NonFinite(
+        origin.phase, origin.operation, user_source(origin.source), _layer_before(network, origin.site), origin.step
+    )
 
 
 def _layer_before(network: Network, site: Site) -> str | None:

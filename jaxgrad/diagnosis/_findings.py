@@ -285,11 +285,19 @@ def _cause(symptom: str, facts: Facts, block: BlockFacts, position: int) -> tupl
     if symptom == "vanishing" and flat:
         worst = min(flat, key=lambda layer: layer.slope)
         numbers = (
-            f"{gain}. Behind {worst.name} the nonlinearity's typical slope is {worst.slope:.3g}; weights of variance "
-            f"{1 / worst.slope**2:.3g}/fan-in would make up for it, they have {worst.weight_variance:.3g}/fan-in."
-        ) if worst.slope > 0 else f"{gain}. Behind {worst.name} the nonlinearity is flat on the whole batch."
+            (
+                f"{gain}. Behind {worst.name} the nonlinearity's typical slope is {worst.slope:.3g}; weights of variance "
+                f"{1 / worst.slope**2:.3g}/fan-in would make up for it, they have {worst.weight_variance:.3g}/fan-in."
+            )
+            if worst.slope > 0
+            else f"{gain}. Behind {worst.name} the nonlinearity is flat on the whole batch."
+        )
         if first:
-            return "input-scale", worst.name, f"{numbers} The inputs have a root mean square of {10**facts.log10_input_scale:.3g}."
+            return (
+                "input-scale",
+                worst.name,
+                f"{numbers} The inputs have a root mean square of {10**facts.log10_input_scale:.3g}.",
+            )
         cause = "initialization" if _blame_weights(worst) else "saturating-activation"
         return cause, worst.name, numbers
     for layer in sorted(summing, key=lambda layer: -abs(_excess(layer))):

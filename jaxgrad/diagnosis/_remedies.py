@@ -111,10 +111,12 @@ def _trials(study: Study, inputs: list[Any], facts: Facts, decision: Decision, k
     causes = {finding.cause for finding in decision.findings}
     known = {layer.name: layer for chain in facts.chains for block in chain for layer in block.layers}
     if "target-scale" in causes:
-        yield Trial("standardize-targets", "standardize the targets", network, _standardized(network, inputs, targets=True))
+        yield Trial(
+            "standardize-targets", "standardize the targets", network, _standardized(network, inputs, targets=True)
+        )
     if "input-scale" in causes:
         yield Trial("standardize-inputs", "standardize the inputs", network, _standardized(network, inputs))
-    if decision.verdict == "nonfinite" or decision.findings and "target-scale" in causes:
+    if decision.verdict == "nonfinite" or (decision.findings and "target-scale" in causes):
         return
     count = sum(has_skip(network, span) for span in network.spans)
     if count and decision.verdict in {"exploding", "ill-conditioned"}:
@@ -172,8 +174,10 @@ def _standardized(network: Network, inputs: list[Any], *, targets: bool = False)
 
 def _reinitialize_words(known: dict[str, LayerFacts]) -> str:
     variances = sorted({round(_fitting_variance(layer), 2) for layer in known.values() if layer.fan_in > 1})
-    shown = " or ".join(f"{value:g}/fan-in" for value in variances[:2]) if len(variances) < 3 else (
-        f"{variances[0]:g}/fan-in to {variances[-1]:g}/fan-in, by nonlinearity"
+    shown = (
+        " or ".join(f"{value:g}/fan-in" for value in variances[:2])
+        if len(variances) < 3
+        else (f"{variances[0]:g}/fan-in to {variances[-1]:g}/fan-in, by nonlinearity")
     )
     return f"draw the weights again with variance {shown}, biases at 0"
 
@@ -197,7 +201,9 @@ def _reinitialized(network: Network, inputs: list[Any], known: dict[str, LayerFa
         leaf = changed[owner.leaf]
         std = math.sqrt(_fitting_variance(facts) / facts.fan_in)
         fresh = jax.random.normal(jax.random.fold_in(key, number), leaf[owner.index].shape, jnp.float32) * std
-        changed[owner.leaf] = leaf.at[owner.index].set(fresh.astype(leaf.dtype)) if owner.index else fresh.astype(leaf.dtype)
+        changed[owner.leaf] = (
+            leaf.at[owner.index].set(fresh.astype(leaf.dtype)) if owner.index else fresh.astype(leaf.dtype)
+        )
         weights.add(owner.leaf)
     for owner in network.parameters:
         if owner.leaf not in weights and owner.name.rsplit("/", 1)[-1].strip("_").lower() in {"b", "bias"}:
@@ -248,6 +254,8 @@ def _train(network: Network, inputs: Sequence[Any], optimizer: Any, steps: int) 
         return (optax.apply_updates(parameters, updates), state), value
 
     parameters = [inputs[leaf] for leaf in leaves]
-    run = jax.jit(lambda parameters: jax.lax.scan(step, (parameters, optimizer.init(parameters)), None, length=steps)[1])
+    run = jax.jit(
+        lambda parameters: jax.lax.scan(step, (parameters, optimizer.init(parameters)), None, length=steps)[1]
+    )
     losses = np.asarray(run(parameters), np.float64)
     return float(losses[-max(1, steps // 10) :].mean())

@@ -17,7 +17,8 @@ from jaxgrad.spectra._golub_kahan import golub_kahan
 from jaxgrad.spectra._operators import jacobian_operator
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._cuts import Span
-from jaxgrad.tracing._network import read, trace_for
+from jaxgrad.tracing._network import read
+from jaxgrad.tracing._signature import trace_for
 
 _DENSE = 1024  # the largest side of a Jacobian that is formed
 _EXAMPLES = {"standard": 4, "full": 16}

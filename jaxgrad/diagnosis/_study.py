@@ -16,9 +16,9 @@ from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._statistics import TINY, output_signal
 from jaxgrad.spectra._examples import Layout, example_layout
 from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import bodies
-from jaxgrad.tracing._network import Traced, read
-
+from jaxgrad.tracing._flatten import bodies
+from jaxgrad.tracing._network import read
+from jaxgrad.tracing._signature import Traced
 
 
 class Study:

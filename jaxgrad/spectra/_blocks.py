@@ -64,12 +64,16 @@ def span_jacobians(
     for _, group in itertools.groupby(spans, key=lambda span: span.equations if span.kind == "time" else span):
         members = tuple(group)
         if members[0].kind == "depth":
-            yield members[0], dense_jacobians(*depth_function(network, layout, values, members[0]), chunk_size=chunk_size)
+            yield (
+                members[0],
+                dense_jacobians(*depth_function(network, layout, values, members[0]), chunk_size=chunk_size),
+            )
             continue
         steps = jnp.asarray([span.start.step for span in members])
         stacked = jax.lax.map(
             lambda step: dense_jacobians(
-                *time_function(network, layout, values, members[0], step), chunk_size=chunk_size  # noqa: B023
+                *time_function(network, layout, values, members[0], step),
+                chunk_size=chunk_size,
             ),
             steps,
         )
@@ -182,5 +186,7 @@ def dense_jacobians(
         return apply(jnp.broadcast_to(direction[None, :], like.shape))
 
     coordinates = jnp.arange(size)
-    columns = jax.vmap(along)(coordinates) if chunk_size >= size else jax.lax.map(along, coordinates, batch_size=chunk_size)
+    columns = (
+        jax.vmap(along)(coordinates) if chunk_size >= size else jax.lax.map(along, coordinates, batch_size=chunk_size)
+    )
     return jnp.transpose(columns, (1, 2, 0) if forward else (1, 0, 2))

@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxgrad.spectra._operators import linear_maps
 from jaxgrad.tracing import Cut, Network
-from jaxgrad.tracing._cuts import inexact
 from jaxgrad.tracing._interpret import Site, evaluate
+from jaxgrad.tracing._trunk import inexact
 
 
 class Layout(NamedTuple):
@@ -89,7 +89,9 @@ def _stand_ins(network: Network) -> list[Any]:
         if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
             values.append(jax.random.key(0))
         elif inexact(aval):
-            values.append(jnp.asarray(rng.uniform(0.1, 1.0, aval.shape) / math.sqrt(math.prod(aval.shape[:1]) or 1), aval.dtype))
+            values.append(
+                jnp.asarray(rng.uniform(0.1, 1.0, aval.shape) / math.sqrt(math.prod(aval.shape[:1]) or 1), aval.dtype)
+            )
         else:
             values.append(jnp.zeros(aval.shape, aval.dtype))
     return values

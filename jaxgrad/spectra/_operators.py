@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxgrad._checks import message
-from jaxgrad.tracing._interpret import bodies
+from jaxgrad.tracing._flatten import bodies
 
 
 class JacobianOperator(NamedTuple):

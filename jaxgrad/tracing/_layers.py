@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jaxgrad.tracing._interpret import Equation, Owner, Program, Site, bodies
+from jaxgrad.tracing._flatten import bodies
+from jaxgrad.tracing._interpret import Equation, Owner, Program, Site
 
 
 class Layer(NamedTuple):
@@ -80,7 +81,10 @@ def layer_sites(program: Program, path: frozenset[Site], loops: Site = ()) -> It
         weights = [atom for atom in equation.operands if program.kinds[atom].owners]
         activations = [atom for atom in equation.operands if program.kinds[atom].data]
         weight = max(weights, key=lambda atom: (program.avals[atom].ndim, program.avals[atom].size))
-        data = max(activations, key=lambda atom: (jnp.issubdtype(program.avals[atom].dtype, jnp.inexact), program.avals[atom].size))
+        data = max(
+            activations,
+            key=lambda atom: (jnp.issubdtype(program.avals[atom].dtype, jnp.inexact), program.avals[atom].size),
+        )
         owners = dict.fromkeys(program.kinds[weight].owners)
         if equation.operation not in _PRODUCTS:
             owners = dict.fromkeys(owner for atom in weights for owner in program.kinds[atom].owners)
@@ -154,9 +158,26 @@ class Activation(NamedTuple):
 
 
 _LINEAR = frozenset({"add", "sub", "mul", "div", "neg", "convert_element_type", "copy", "add_any", "reduce_precision"})
-_SMOOTH = frozenset({"exp", "exp2", "log", "log1p", "expm1", "integer_pow", "square", "sqrt", "rsqrt", "pow", "abs", "cbrt"})
+_SMOOTH = frozenset(
+    {"exp", "exp2", "log", "log1p", "expm1", "integer_pow", "square", "sqrt", "rsqrt", "pow", "abs", "cbrt"}
+)
 _BENDS = frozenset(
-    {"tanh", "logistic", "erf", "erfc", "erf_inv", "max", "min", "clamp", "select_n", "sin", "cos", "tan", "atan", "asinh"}
+    {
+        "tanh",
+        "logistic",
+        "erf",
+        "erfc",
+        "erf_inv",
+        "max",
+        "min",
+        "clamp",
+        "select_n",
+        "sin",
+        "cos",
+        "tan",
+        "atan",
+        "asinh",
+    }
 )
 _PREDICATES = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "is_finite", "sign", "stop_gradient"})
 _ELEMENTWISE = _LINEAR | _SMOOTH | _BENDS | _PREDICATES

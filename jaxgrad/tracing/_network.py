@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgrad._checks import message
-from jaxgrad.tracing import _cuts, _interpret, _layers, _substitute
+from jaxgrad.tracing import _cuts, _flatten, _interpret, _layers, _substitute
 from jaxgrad.tracing._cuts import Cut, Span
 from jaxgrad.tracing._interpret import Kind, Owner, Program, Site
 from jaxgrad.tracing._layers import Activation, Layer, LayerSite
+from jaxgrad.tracing._signature import Signature, Traced, first_argument, is_none, merge, same, trace_for
 
 
 class Block(NamedTuple):
@@ -55,14 +55,6 @@ class Captured(NamedTuple):
     outputs: Any
     layer_inputs: tuple[jax.Array, ...]
     cuts: tuple[tuple[jax.Array, ...], ...]
-
-
-class Signature(NamedTuple):
-    """What a network was traced with: the tree of its inputs, which leaves are arrays, and the values of the rest."""
-
-    treedef: Any
-    avals: tuple[Any, ...]
-    static: tuple[tuple[int, Any], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +180,9 @@ class Network:
         """Return taps given for each cut as the interpreter takes them, one for each site."""
         if len(taps) != len(self.cuts):
             raise ValueError(
-                message("Network.capture", f"taps for {len(self.cuts)} cuts", f"{len(taps)}", "start from network.taps()")
+                message(
+                    "Network.capture", f"taps for {len(self.cuts)} cuts", f"{len(taps)}", "start from network.taps()"
+                )
             )
         added: dict[Site, Any] = {}
         for cut, values in zip(self.cuts, taps, strict=True):
@@ -216,7 +210,7 @@ class Network:
 
     def inputs(self, params: Any, args: tuple[Any, ...]) -> list[Any]:
         """Return the program's inputs: the arrays among the arguments, checked, and what the function closes over."""
-        leaves, treedef = jax.tree_util.tree_flatten((params, tuple(args)), is_leaf=_is_none)
+        leaves, treedef = jax.tree_util.tree_flatten((params, tuple(args)), is_leaf=is_none)
         signature = self.signature
         if treedef != signature.treedef:
             raise ValueError(
@@ -229,7 +223,7 @@ class Network:
             )
         static = dict(signature.static)
         for position, value in static.items():
-            if not _same(leaves[position], value):
+            if not same(leaves[position], value):
                 raise ValueError(
                     message(
                         "Network",
@@ -280,210 +274,16 @@ def trace(fn: Callable[..., Any], params: Any, *args: Any, has_aux: bool = False
     return read("trace", trace_for("trace", fn, params, args, has_aux=has_aux))
 
 
-class Traced(NamedTuple):
-    """A function's jaxpr, before it is read.
-
-    Attributes:
-      closed: The jaxpr.
-      signature: What it was traced with.
-      owners: The parameters, by position among the arrays.
-      out_tree: The tree of what the function returns, and which of its leaves are arrays.
-      differentiated: How many of the flat outputs are differentiated.
-    """
-
-    closed: Any
-    signature: Signature
-    owners: dict[int, Owner]
-    out_tree: Signature
-    differentiated: int
-
-
-def trace_for(
-    function: str,
-    fn: Callable[..., Any],
-    params: Any,
-    args: tuple[Any, ...],
-    *,
-    has_aux: bool = False,
-    scalar: bool = False,
-) -> Traced:
-    """Trace on behalf of a public function, whose name its errors carry.
-
-    Args:
-      function: The public function's name.
-      fn: What to trace.
-      params: Its parameters.
-      args: Its other arguments.
-      has_aux: Whether it returns a pair.
-      scalar: Whether what it returns must be a scalar loss.
-    """
-    if not callable(fn):
-        raise TypeError(message(function, "a function of (params, *args)", f"{type(fn).__name__}", "pass the loss first"))
-    signature, arrays, owners = sign(function, params, args)
-
-    if scalar and any(isinstance(array, jax.core.Tracer) for array in arrays):
-        remedy = "call it outside of jit, vmap and grad, on the arrays themselves"
-        raise TypeError(message(function, "concrete arrays", "arrays that are being traced", remedy))
-    outputs: list[Signature] = []
-
-    def flat(arrays: list[Any]) -> list[Any]:
-        params, args = merge(signature, arrays)
-        leaves, treedef = jax.tree_util.tree_flatten(fn(params, *args), is_leaf=_is_none)
-        static = tuple((position, leaf) for position, leaf in enumerate(leaves) if not _is_output(leaf))
-        outputs.append(Signature(treedef, (), static))
-        return [leaf for leaf in leaves if _is_output(leaf)]
-
-    closed, avals = jax.make_jaxpr(flat, return_shape=True)(arrays)
-    out_tree = outputs[-1]._replace(avals=tuple(avals))
-    shapes = merge(out_tree, avals)
-    if scalar or has_aux:
-        _check_output(function, shapes, has_aux, scalar)
-    differentiated = sum(_is_output(leaf) for leaf in jax.tree_util.tree_leaves(shapes[0] if has_aux else shapes))
-    return Traced(closed, signature, owners, out_tree, differentiated)
-
-
-def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, list[Any], dict[int, Owner]]:
-    """Tell arrays from constants among the arguments.
-
-    Returns:
-      The signature, the arrays, and the parameters among them by position.
-    """
-    flat, treedef = jax.tree_util.tree_flatten_with_path((params, args), is_leaf=_is_none)
-    static: list[tuple[int, Any]] = []
-    arrays: list[Any] = []
-    owners: dict[int, Owner] = {}
-    for position, (path, leaf) in enumerate(flat):
-        is_parameter = path[0].idx == 0
-        if not _is_array(leaf, is_parameter):
-            static.append((position, leaf))
-            continue
-        name = path_name(path[1:], [other[1:] for other, _ in flat])
-        array = jnp.asarray(leaf)
-        if math.prod(array.shape) == 0 and (not is_parameter or array.ndim == 0):
-            raise ValueError(
-                message(
-                    function,
-                    "a batch of at least one example",
-                    f"an empty array of shape {array.shape} as argument {name!r}",
-                    "pass a batch with examples in it",
-                )
-            )
-        if is_parameter:
-            if jnp.issubdtype(array.dtype, jnp.inexact):
-                owners[len(arrays)] = Owner(len(arrays), (), name or "params")
-            elif array.ndim and jnp.issubdtype(array.dtype, jnp.signedinteger) or array.dtype in (jnp.uint8, jnp.bool_):
-                raise TypeError(
-                    message(
-                        function,
-                        "parameters of a floating-point type",
-                        f"{array.dtype} with shape {array.shape} at {name!r}",
-                        "cast it with .astype(jnp.float32), or pass it as an argument after params",
-                    )
-                )
-        arrays.append(array)
-    if not owners:
-        raise ValueError(
-            message(
-                function,
-                "parameters: a pytree with floating-point arrays",
-                f"{_summary(params)}",
-                "pass the model's parameters (or the model itself) right after the loss",
-            )
-        )
-    avals = tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
-    return Signature(treedef, avals, tuple(static)), arrays, owners
-
-
-def merge(signature: Signature, arrays: Iterable[Any]) -> Any:
-    """Return the tree of a signature from its arrays and its constants: ``(params, args)``, or what a function returns."""
-    static, remaining = dict(signature.static), iter(arrays)
-    leaves = [
-        static[position] if position in static else next(remaining) for position in range(signature.treedef.num_leaves)
-    ]
-    return jax.tree_util.tree_unflatten(signature.treedef, leaves)
-
-
-def path_name(path: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> str:
-    """Return a leaf's path as the user would write it, such as ``layers/3/weight``."""
-    if path and getattr(path[-1], "name", None) == "value":
-        # flax.nnx keeps the array of a variable there, and nothing beside it
-        parent = tuple(path[:-1])
-        if sum(tuple(other[: len(parent)]) == parent for other in others) < 2:
-            path = parent
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _is_array(leaf: Any, is_parameter: bool) -> bool:
-    if isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
-        return not (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OUSV")
-    return is_parameter and isinstance(leaf, float)
-
-
-def _same(value: Any, traced: Any) -> bool:
-    if value is traced:
-        return True
-    try:
-        return type(value) is type(traced) and bool(value == traced)
-    except Exception:
-        return False
-
-
-def _summary(params: Any) -> str:
-    leaves = jax.tree_util.tree_leaves(params)
-    if not leaves:
-        return f"{type(params).__name__} with no leaves"
-    return f"leaves of type {', '.join(sorted({str(getattr(leaf, 'dtype', type(leaf).__name__)) for leaf in leaves}))}"
-
-
-def _is_output(leaf: Any) -> bool:
-    """Return whether a leaf that a function returns is an array or a number."""
-    return isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, float, int, complex))
-
-
-def _summary_of_output(shapes: Any) -> str:
-    if shapes is None or isinstance(shapes, str):
-        return repr(shapes)
-    if isinstance(shapes, jax.ShapeDtypeStruct):
-        return f"an array of shape {shapes.shape} and type {shapes.dtype}"
-    if isinstance(shapes, (tuple, list, dict)):
-        return f"a {type(shapes).__name__} of {len(shapes)}"
-    return f"a {type(shapes).__name__}"
-
-
-def _check_output(function: str, shapes: Any, has_aux: bool, scalar: bool) -> None:
-    """Refuse what is no pair where one is announced, and what is no scalar real loss where one is needed."""
-    if has_aux and not (isinstance(shapes, tuple) and len(shapes) == 2):
-        expected = "a function that returns (loss, aux), as has_aux=True says"
-        raise TypeError(message(function, expected, _summary_of_output(shapes), "return a pair, or leave has_aux out"))
-    if not scalar:
-        return
-    loss = shapes[0] if has_aux else shapes
-    expected = "a scalar floating-point loss"
-    if not hasattr(loss, "dtype"):
-        remedy = "return the loss alone, or (loss, aux) with has_aux=True"
-        raise TypeError(message(function, expected, _summary_of_output(loss), remedy))
-    if loss.shape:
-        remedy = "reduce it over the batch, for example with jnp.mean(loss)"
-        raise ValueError(message(function, expected, _summary_of_output(loss), remedy))
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        remedy = "return a real number, for example with jnp.real or .astype(jnp.float32)"
-        raise TypeError(message(function, expected, _summary_of_output(loss), remedy))
-
-
 def read(function: str, traced: Traced) -> Network:
     """Find layers, cuts and blocks in a jaxpr."""
     closed, signature, owners, out_tree, differentiated = traced
     kinds = [
-        Kind(owners=(owners[position],)) if position in owners else Kind(data=position >= _first_argument(signature))
+        Kind(owners=(owners[position],)) if position in owners else Kind(data=position >= first_argument(signature))
         for position in range(len(signature.avals))
     ]
     for constant_kind in (Kind(), Kind(data=True)):
         # Where no argument reaches a layer, the data are what the function closes over.
-        program = _interpret.flatten(closed, kinds, constant_kind)
+        program = _flatten.flatten(closed, kinds, constant_kind)
         path = _cuts.gradient_path(program, program.outputs[:differentiated])
         sites = tuple(_layers.layer_sites(program, path))
         if sites:
@@ -511,19 +311,12 @@ def read(function: str, traced: Traced) -> Network:
         activations=tuple(_layers.activations(program, path)),
         notes=_notes(program, layers),
         parameters=tuple(owners.values()),
-        num_parameters=_first_argument(signature),
+        num_parameters=first_argument(signature),
         path=path,
         signature=signature,
         constants=(*closed.consts, *program.hoisted),
         out_tree=out_tree,
     )
-
-
-def _first_argument(signature: Signature) -> int:
-    """Return the position of the first array that is an argument rather than a parameter."""
-    params, _ = jax.tree_util.tree_unflatten(signature.treedef, range(signature.treedef.num_leaves))
-    count = len(jax.tree_util.tree_leaves(params))
-    return count - sum(position < count for position, _ in signature.static)
 
 
 def _describe(
@@ -534,7 +327,9 @@ def _describe(
     for index, span in enumerate(spans):
         for position in span.equations:
             homes.setdefault(position, index)
-    positions = {equation.outputs[0]: position for position, equation in enumerate(program.equations) if equation.outputs}
+    positions = {
+        equation.outputs[0]: position for position, equation in enumerate(program.equations) if equation.outputs
+    }
     lengths = {
         (*loops, equation.outputs[0]): equation.loop.length
         for loops, holder in _programs(program)

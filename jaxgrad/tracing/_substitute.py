@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from jaxgrad.tracing._network import Network
 
 
-def swap_activations(
-    network: Network, function: Callable[[Any], Any], names: Collection[str] | None = None
-) -> Network:
+def swap_activations(network: Network, function: Callable[[Any], Any], names: Collection[str] | None = None) -> Network:
     """Return the network with its nonlinearities replaced.
 
     Args:
