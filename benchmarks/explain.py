@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ import jaxgrad
 DEPTH, WIDTH, BATCH, RUNS = 12, 256, 64, 15
 
 COLD = {
-    "jax, one jit": "import jax, jax.numpy as jnp; jax.jit(lambda x: jnp.tanh(x) @ x)(jnp.ones((8, 8))).block_until_ready()",
-    "explain, quick": "import benchmarks.explain as b, jaxgrad; jaxgrad.explain(*b.case(), level='quick', verbose=False)",
-    "explain, standard": "import benchmarks.explain as b, jaxgrad; jaxgrad.explain(*b.case(), verbose=False)",
+    "jax, one jit": "import jax, jax.numpy as jnp; jax.jit(lambda x: x @ x)(jnp.ones((8, 8))).block_until_ready()",
+    "explain, quick": "import explain, jaxgrad; jaxgrad.explain(*explain.case(), level='quick', verbose=False)",
+    "explain, standard": "import explain, jaxgrad; jaxgrad.explain(*explain.case(), verbose=False)",
 }
 
 
@@ -78,15 +79,17 @@ def main() -> None:
     for name, goal in (("quick", 10), ("standard", 100)):
         ratio = median[name] / median["step"]
         print(f"explain, {name}: {1e3 * median[name]:.1f} ms = {ratio:.1f} steps (goal: at most {goal})")
+    here = Path(__file__).parent
     cold: dict[str, list[float]] = {name: [] for name in COLD}
     for _ in range(3):
         for name, code in COLD.items():
-            cold[name].append(seconds(lambda code=code: subprocess.run([sys.executable, "-c", code], check=True)))
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=here)
+            cold[name].append(time.perf_counter() - begin)
     bare = statistics.median(cold["jax, one jit"])
     for name, values in cold.items():
-        print(
-            f"cold process, {name}: {statistics.median(values):.2f} s = {statistics.median(values) / bare:.1f} × bare jax"
-        )
+        whole = statistics.median(values)
+        print(f"cold process, {name}: {whole:.2f} s = {whole / bare:.1f} × bare jax")
 
 
 if __name__ == "__main__":

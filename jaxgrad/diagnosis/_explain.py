@@ -191,6 +191,7 @@ def _locate(network: Network, inputs: list[Any], measured: Measurement) -> NonFi
 
 def _layer_before(network: Network, site: Site) -> str | None:
     """Return the last layer computed at or before a value."""
+    outermost, innermost = site[0], site[-1]
     order = {output: i for i, equation in enumerate(network.program.equations) for output in equation.outputs}
     inner: dict[int, int] = {}
     if len(site) > 1:
@@ -199,9 +200,9 @@ def _layer_before(network: Network, site: Site) -> str | None:
     best = None
     for layer, place in zip(network.layers, network.sites, strict=True):
         outer = place.loops[0] if place.loops else place.equation.outputs[0]
-        before = order[outer] < order[site[0]] or (outer == site[0] and not place.loops)
-        if place.loops and outer == site[0]:
-            before = inner.get(place.equation.outputs[0], 0) <= inner.get(site[-1], -1)
+        before = order[outer] < order[outermost] or (outer == outermost and not place.loops)
+        if place.loops and outer == outermost:
+            before = inner.get(place.equation.outputs[0], 0) <= inner.get(innermost, -1)
         if before:
             best = layer.name
     return best

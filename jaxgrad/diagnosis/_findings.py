@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxgrad.diagnosis._report import BlockStatistics, Finding, LayerStatistics, NonFinite, Verdict
 
@@ -273,7 +273,9 @@ def _cause(symptom: str, facts: Facts, block: BlockFacts, position: int) -> tupl
     summing = [layer for layer in block.layers if not math.isnan(layer.weight_variance)]
     if statistics.kind == "time":
         recurrent = max(summing, key=lambda layer: layer.fan_in, default=None)
-        slope = f", and its nonlinearity has a typical slope of {recurrent.slope:.3g}" if _known(recurrent) else ""
+        slope = ""
+        if recurrent is not None and not math.isnan(recurrent.slope):
+            slope = f", and its nonlinearity has a typical slope of {recurrent.slope:.3g}"
         return "recurrence", recurrent.name if recurrent else name, f"{gain}{slope}: every step multiplies it again."
     if block.skip:
         growth = math.log10(statistics.output_rms / statistics.input_rms) if statistics.input_rms > 0 else 0.0
@@ -286,7 +288,7 @@ def _cause(symptom: str, facts: Facts, block: BlockFacts, position: int) -> tupl
         worst = min(flat, key=lambda layer: layer.slope)
         numbers = (
             (
-                f"{gain}. Behind {worst.name} the nonlinearity's typical slope is {worst.slope:.3g}; weights of variance "
+                f"{gain}. Behind {worst.name} the typical slope is {worst.slope:.3g}; weights of variance "
                 f"{1 / worst.slope**2:.3g}/fan-in would make up for it, they have {worst.weight_variance:.3g}/fan-in."
             )
             if worst.slope > 0
@@ -313,10 +315,6 @@ def _cause(symptom: str, facts: Facts, block: BlockFacts, position: int) -> tupl
     return "depth", name, f"{gain}."
 
 
-def _known(layer: LayerFacts | None) -> bool:
-    return layer is not None and not math.isnan(layer.slope)
-
-
 def _excess(layer: LayerFacts) -> float:
     """Return log10 of the gain that weights and slope give together; 0 keeps the signal."""
     slope = 1.0 if math.isnan(layer.slope) else layer.slope
@@ -325,7 +323,7 @@ def _excess(layer: LayerFacts) -> float:
 
 
 def _blame_weights(layer: LayerFacts) -> bool:
-    """Return whether weights far from 1/fan-in, rather than the nonlinearity's shape, make it flat or the gain small."""
+    """Return whether weights far from 1/fan-in, rather than the nonlinearity's shape, are to blame."""
     return layer.weight_variance > 4.0 or layer.weight_variance < 0.25
 
 
@@ -361,7 +359,8 @@ def _spread(facts: Facts, total: float) -> Decision:
 
 def learning_rate(layers: Sequence[LayerStatistics]) -> Finding | None:
     """Return a finding where the optimizer's first update is as large as the parameters themselves."""
-    ratios = sorted((layer.update_ratio, layer.name) for layer in layers if _usable(layer.update_ratio))
+    known = [(layer.update_ratio, layer.name) for layer in layers if layer.update_ratio is not None]
+    ratios = sorted((ratio, name) for ratio, name in known if math.isfinite(ratio))
     if not ratios or ratios[len(ratios) // 2][0] < UPDATE_RATIO:
         return None
     worst, name = ratios[-1]
@@ -370,7 +369,3 @@ def learning_rate(layers: Sequence[LayerStatistics]) -> Finding | None:
         f"and {worst:.3g} times at {name}; between 0.0001 and 0.1 is usual."
     )
     return Finding("exploding", name, "learning-rate", evidence, 0.8)
-
-
-def _usable(ratio: Any) -> bool:
-    return ratio is not None and math.isfinite(ratio)

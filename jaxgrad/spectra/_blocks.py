@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -69,15 +70,12 @@ def span_jacobians(
                 dense_jacobians(*depth_function(network, layout, values, members[0]), chunk_size=chunk_size),
             )
             continue
-        steps = jnp.asarray([span.start.step for span in members])
-        stacked = jax.lax.map(
-            lambda step: dense_jacobians(
-                *time_function(network, layout, values, members[0], step),
-                chunk_size=chunk_size,
-            ),
-            steps,
-        )
-        yield from zip(members, stacked, strict=True)
+        at_step = functools.partial(time_function, network, layout, values, members[0])
+
+        def jacobians(step: jax.Array, at_step: Callable[..., Any] = at_step) -> jax.Array:
+            return dense_jacobians(*at_step(step), chunk_size=chunk_size)
+
+        yield from zip(members, jax.lax.map(jacobians, jnp.asarray([m.start.step for m in members])), strict=True)
 
 
 def block_values(network: Network, inputs: Sequence[Any], spans: Sequence[Span]) -> dict[Site, Any]:
@@ -100,7 +98,7 @@ def block_values(network: Network, inputs: Sequence[Any], spans: Sequence[Span])
 def depth_function(
     network: Network, layout: Layout, values: dict[Site, Any], span: Span
 ) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
-    """Return a span as a function from ``(num_examples, input_size)`` to ``(num_examples, output_size)``, and its argument.
+    """Return a span as a function of rows, one an example, and the rows it is evaluated at.
 
     No example's row depends on another's.
     """
@@ -124,7 +122,7 @@ def time_function(
     equation = network.program.equations[span.equations[0]]
     operands = [values[(atom,)] if isinstance(atom, int) else atom.value for atom in equation.inputs]
     consts, slices = operands[: loop.num_consts], operands[loop.num_consts + loop.num_carry :]
-    every = [(number, entry) for entry in _entering(loop)]
+    every: list[Site] = [(number, entry) for entry in _entering(loop)]
     sites = span.start.sites
     avals = [network.aval(site) for site in sites]
     carried = [values[site][step] for site in every]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxgrad.spectra._operators import linear_maps
 from jaxgrad.tracing import Cut, Network
@@ -75,7 +76,7 @@ def example_layout(network: Network, params: Any, *args: Any) -> Layout:
       The layout. Traced arguments (under ``jit``) are replaced by positive random values.
     """
     inputs = network.inputs(params, args)
-    if any(isinstance(value, jax.core.Tracer) for value in inputs):
+    if any(isinstance(value, Tracer) for value in inputs):
         with jax.ensure_compile_time_eval():
             return _search(network, _stand_ins(network))
     return _search(network, inputs)

@@ -84,14 +84,15 @@ def jacobian_operator(f: Callable[[Any], Any], x: PyTree[Array]) -> JacobianOper
 
 def linear_maps(f: Callable, x: PyTree, out: PyTree) -> tuple[Callable, Callable]:
     """The Jacobian's push-forward and pull-back between trees, from one linearisation."""
+    push: Callable | None = None
     try:
         _, push = jax.linearize(f, x)
-        forward = "custom_lin" not in _primitives(jax.make_jaxpr(push)(x))  # under jit, refused only when compiled
+        if "custom_lin" in _primitives(jax.make_jaxpr(push)(x)):
+            push = None  # under jit, a custom_vjp is refused only when compiled
     except TypeError as error:
         if "custom_vjp" not in str(error):
             raise
-        forward = False
-    if not forward:
+    if push is None:
         _, vjp = jax.vjp(f, x)
         pull = lambda cotangent: vjp(cotangent)[0]  # noqa: E731
         transpose = jax.linear_transpose(pull, out)

@@ -1,7 +1,7 @@
 """Singular values of a Jacobian and the single numbers made of them.
 
 The norms take the Jacobian as an array of shape (..., out, in), from :func:`jaxgrad.spectra.layer_jacobian`. The two
-functions that take ``f`` and ``x`` instead, :func:`singular_values` and :func:`frobenius_norm_estimate`, can do without.
+functions that take ``f`` and ``x``, :func:`singular_values` and :func:`frobenius_norm_estimate`, can do without.
 """
 
 from __future__ import annotations

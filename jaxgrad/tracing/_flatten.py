@@ -61,7 +61,10 @@ class _Builder:
         )
 
 
-def flatten(closed: jex.ClosedJaxpr, kinds: Sequence[Kind], constant_kind: Kind = Kind()) -> Program:
+CONSTANT = Kind()
+
+
+def flatten(closed: jex.ClosedJaxpr, kinds: Sequence[Kind], constant_kind: Kind = CONSTANT) -> Program:
     """Flatten a jaxpr whose inputs are of the given kinds.
 
     Args:
@@ -228,7 +231,7 @@ def _append_unit(
     loop: Loop | None = None,
 ) -> list[int]:
     kind = join(kinds)
-    if not operands and any(var.aval.shape for var in eqn.outvars):
+    if not operands and any(getattr(var.aval, "shape", ()) for var in eqn.outvars):
         kind = builder.constant_kind
     outputs = [builder.new(var.aval, kind) for var in eqn.outvars]
     if layer:
@@ -355,9 +358,10 @@ def _unroll(
     for rows, var in zip(collected, eqn.outvars[num_carry:], strict=True):
         ordered = rows[::-1] if params["reverse"] else rows
         kind = join(Kind() if isinstance(atom, Constant) else builder.kinds[atom] for atom in ordered)
-        results.append(builder.new(var.aval, kind))
+        stacked_rows = builder.new(var.aval, kind)
+        results.append(stacked_rows)
         builder.equations.append(
-            Equation("concatenate", tuple(ordered), (results[-1],), _stack, {}, eqn.source_info, scope, None)
+            Equation("concatenate", tuple(ordered), (stacked_rows,), _stack, {}, eqn.source_info, scope, None)
         )
     return results
 

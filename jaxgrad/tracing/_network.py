@@ -129,9 +129,8 @@ class Network:
         Raises:
           ValueError: If structure, shapes or types differ from those traced.
         """
-        states = [[site for site in cut.sites] for cut in self.cuts]
         layers = [(*site.loops, site.data) for site in self.sites]
-        wanted = {site for sites in states for site in sites} | set(layers)
+        wanted = {site for cut in self.cuts for site in cut.sites} | set(layers)
         added = {} if taps is None else self.stack_taps(taps)
         outputs, kept = _interpret.evaluate(self.program, self.inputs(params, args), taps=added, captures=wanted)
         cuts = tuple(
@@ -330,7 +329,7 @@ def _describe(
     positions = {
         equation.outputs[0]: position for position, equation in enumerate(program.equations) if equation.outputs
     }
-    lengths = {
+    lengths: dict[Site, int] = {
         (*loops, equation.outputs[0]): equation.loop.length
         for loops, holder in _programs(program)
         for equation in holder.equations
@@ -400,7 +399,7 @@ def join_names(names: Sequence[str]) -> str:
 def _notes(program: Program, layers: Sequence[Layer]) -> tuple[str, ...]:
     """Say which parts were kept whole."""
     notes = [
-        f"{layer.name}: the {layer.operation} at {layer.source} is kept whole, so what happens inside is not told apart."
+        f"{layer.name}: the {layer.operation} at {layer.source} is kept whole; what happens inside is not told apart."
         for layer in layers
         if layer.opaque
     ]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxgrad._checks import message
 from jaxgrad.tracing._interpret import Owner
@@ -65,7 +66,7 @@ def trace_for(
         )
     signature, arrays, owners = sign(function, params, args)
 
-    if scalar and any(isinstance(array, jax.core.Tracer) for array in arrays):
+    if scalar and any(isinstance(array, Tracer) for array in arrays):
         remedy = "call it outside of jit, vmap and grad, on the arrays themselves"
         raise TypeError(message(function, "concrete arrays", "arrays that are being traced", remedy))
     outputs: list[Signature] = []
@@ -142,7 +143,7 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
 
 
 def merge(signature: Signature, arrays: Iterable[Any]) -> Any:
-    """Return the tree of a signature from its arrays and its constants: ``(params, args)``, or what a function returns."""
+    """Return a signature's tree from its arrays and its constants."""
     static, remaining = dict(signature.static), iter(arrays)
     leaves = [
         static[position] if position in static else next(remaining) for position in range(signature.treedef.num_leaves)
@@ -208,7 +209,7 @@ def _check_output(function: str, shapes: Any, has_aux: bool, scalar: bool) -> No
         raise TypeError(message(function, expected, _summary_of_output(shapes), "return a pair, or leave has_aux out"))
     if not scalar:
         return
-    loss = shapes[0] if has_aux else shapes
+    loss: Any = shapes[0] if has_aux else shapes
     expected = "a scalar floating-point loss"
     if not hasattr(loss, "dtype"):
         remedy = "return the loss alone, or (loss, aux) with has_aux=True"

@@ -84,7 +84,7 @@ def _scaled_sum(stream: int, scale: float) -> Callable[..., Any]:
 
 
 def add_skips(network: Network) -> Network:
-    """Return the network with each block's input added to its output, where they have the same shape and no skip yet."""
+    """Return the network with each block's input added to its output, if it fits and has no skip."""
     program = network.program
     changed: dict[Site, Equation] = {}
     for span in network.spans:

@@ -42,7 +42,7 @@ def exact_extremes(factors):
     scale = 2**30
     product = np.array([[int(i == j) for j in range(factors.shape[1])] for i in range(factors.shape[1])], object)
     for factor in factors:
-        integers = [[int(round(float(entry) * scale)) for entry in row] for row in factor]
+        integers = [[round(float(entry) * scale) for entry in row] for row in factor]
         product = np.array(integers, object) @ product
     largest = max(abs(entry) for row in product for entry in row)
     shift = max(largest.bit_length() - 900, 0)
