@@ -235,7 +235,7 @@ def _trend(symptom: Verdict, facts: Facts, chain: Sequence[BlockFacts], total: f
         whose = f"all {kind}s much alike" if alike else f"{abs(share.worst / whole):.0%} of it at one {kind}"
         evidence = (
             f"From the output back to the first {kind} the signal {verb} {factor(abs(total))} over {_count(chain)}, "
-            f"{factor(abs(mean))} a {kind}; this cause has {part:.0%} of it, {whose}. {share.detail}"
+            f"{factor(abs(mean))} a {kind}; this cause accounts for {part:.0%}, {whose}. {share.detail}"
         )
         findings.append(Finding(symptom, share.layer, share.cause, evidence, round(certainty * part, 3)))
     noun = "vanish" if symptom == "vanishing" else "explode"

@@ -21,6 +21,7 @@ from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import evaluate
 
 _LARGEST_VARIANCE = 25.0  # times 1/fan-in; more than that saturates any nonlinearity
+_MARGIN = 2.0  # a remedy must leave the gain well inside the healthy range
 _LEARNING_RATE = 1e-3  # for a confirmation without the user's own optimizer
 
 
@@ -66,8 +67,8 @@ def try_remedies(
     tried: list[tuple[Remedy, Trial]] = []
     for trial in _trials(study, inputs, facts, decision, key):
         after = _reassess(study, trial, key)
-        verified = after.verdict == "healthy"
         gain = after.log10_total_gain
+        verified = after.verdict == "healthy" and abs(gain) <= _MARGIN
         tried.append((Remedy(trial.kind, trial.change, decision.log10_total_gain, gain, verified), trial))
     order = sorted(range(len(tried)), key=lambda i: (not tried[i][0].verified, _distance(tried[i][0]), i))
     remedies = [tried[i][0] for i in order]

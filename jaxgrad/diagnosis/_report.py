@@ -48,7 +48,7 @@ class Remedy(NamedTuple):
       change: The change in words that the user can follow.
       before: log10 of the backward signal's total gain over the network, before.
       after: The same, measured again with the change in place.
-      verified: Whether the network measured with the change in place is healthy.
+      verified: Whether the network measured with the change in place is healthy, its gain between 0.01 and 100.
       confirmed: ``None`` until a short training run says yes or no.
     """
 

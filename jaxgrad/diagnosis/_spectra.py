@@ -239,5 +239,6 @@ def _spread(jacobians: list[np.ndarray]) -> float:
         if not norm > 0:
             return math.nan
         product /= norm
-    values = np.linalg.svd(product, compute_uv=False)
+    narrowest = min(min(jacobian.shape) for jacobian in jacobians)  # beyond it, values are zero by construction
+    values = np.linalg.svd(product, compute_uv=False)[:narrowest]
     return float(np.log10(values[0] / max(values[len(values) // 2], np.finfo(np.float32).eps * values[0])))

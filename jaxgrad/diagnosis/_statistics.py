@@ -168,8 +168,8 @@ def _block_statistics(
         sizes = [sum(math.prod(network.aval(site).shape) for site in cut.sites) for cut in (span.start, span.end)]
         start, end = logs[span.start], logs[span.end]
         gain = start - end
-        if math.isnan(gain) and gains is not None:
-            gain = gains[block.index]
+        if not math.isfinite(gain) and gains is not None and (math.isnan(gain) or end == -math.inf):
+            gain = gains[block.index]  # no signal comes in at the end, as at the last state of a loop read step by step
         statistics.append(
             BlockStatistics(
                 index=block.index,

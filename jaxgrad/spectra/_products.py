@@ -80,7 +80,12 @@ def product_spectrum(
     """
     groups = _groups(jacobians)
     dtype = jnp.float64 if any(group.dtype == jnp.float64 for group in groups) else jnp.float32
-    groups = [group.astype(dtype) for group in groups]
+    return _spectrum([group.astype(dtype) for group in groups])
+
+
+@jax.jit
+def _spectrum(groups: list[Array]) -> Array:
+    dtype = groups[0].dtype
     finite = jnp.stack([jnp.all(jnp.isfinite(group)) for group in groups]).all()
     groups = [jnp.where(finite, group, 0) for group in groups]
 
@@ -198,14 +203,13 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     column_order = jnp.argsort(-(exponents + exponent_of(widths)))
     wide = image.shape[0] < image.shape[1]
     if wide:
-        column_order = _pivot(image, exponents, noise, jnp.array(True))
+        column_order = _pivot(image, exponents, noise, column_order, jnp.array(True))
     q, r = _qr(image[:, column_order])
     count = r.shape[0]
     dependent = _dependent(r, noise[column_order], heights)
     if not wide:
         suspect = jnp.any(dependent & (exponents[column_order] != ZERO))
-        pivoted = _pivot(image, exponents, noise, suspect)
-        column_order = jnp.where(suspect, pivoted, column_order)
+        column_order = _pivot(image, exponents, noise, column_order, suspect)
         q, r = lax.cond(suspect, lambda: _qr(image[:, column_order]), lambda: (q, r))
         dependent = _dependent(r, noise[column_order], heights)
     dependent = dependent | (exponents[column_order][:count] == ZERO)
@@ -226,7 +230,7 @@ def _push(state: tuple[Array, Array, Array], factor: Array, own: Array, followin
     shift = lax.stop_gradient(exponent_of(safe_norm(new_rows, axis=1)))
     new_rows = new_rows * power_of_two(-shift, dtype)[:, None]
     zero = (shift == ZERO) | (new_exponents < ZERO // 2)
-    return q[jnp.argsort(row_order)], jnp.where(zero, ZERO, new_exponents + shift + scale), new_rows
+    return q[_inverse(row_order)], jnp.where(zero, ZERO, new_exponents + shift + scale), new_rows
 
 
 def _dependent(r: Array, noise: Array, heights: Array) -> Array:
@@ -242,8 +246,8 @@ def _dependent(r: Array, noise: Array, heights: Array) -> Array:
     return (diagonal == 0) | ~(error < _UNRESOLVED)
 
 
-def _pivot(image: Array, exponents: Array, noise: Array, wanted: Array) -> Array:
-    """An order of the columns in which none depends on those before it, until all do; any order if not ``wanted``."""
+def _pivot(image: Array, exponents: Array, noise: Array, order: Array, wanted: Array) -> Array:
+    """An order of the columns in which none depends on those before it, until all do; ``order`` if not ``wanted``."""
     image = lax.stop_gradient(image)
     size = image.shape[1]
     floor = 8 * float(jnp.finfo(image.dtype).eps) * noise
@@ -262,9 +266,8 @@ def _pivot(image: Array, exponents: Array, noise: Array, wanted: Array) -> Array
         return residual, jnp.where(usable[best], ranks.at[best].set(step), ranks)
 
     steps = jnp.where(wanted, min(image.shape), 0)
-    # What is never picked keeps its order by size behind the rest.
-    ranks = size + jnp.argsort(jnp.argsort(-(exponents + jnp.log2(jnp.where(noise > 0, noise, 1)))))
-    _, ranks = lax.fori_loop(0, steps, body, (image, ranks))
+    # What is never picked keeps its place behind the rest.
+    _, ranks = lax.fori_loop(0, steps, body, (image, size + _inverse(order)))
     return jnp.argsort(ranks)
 
 
@@ -329,7 +332,7 @@ def _jacobi_values(exponents: Array, rows: Array) -> tuple[Array, Array, Array]:
     _, second = jnp.linalg.qr(flipped[flip].T)
     inner_exponents, inner = _by_columns(flipped_exponents[flip], second.T)
     # ``inner`` holds the columns of the second triangle as rows; they live in the coordinates of ``triangle``'s rows.
-    inner = inner[:, jnp.argsort(flip)]
+    inner = inner[:, _inverse(flip)]
     start = jnp.argsort(-inner_exponents)
     final, final_exponents = orthogonalize_rows(inner[start], inner_exponents[start])
     norms = safe_norm(final, axis=1)
@@ -344,7 +347,7 @@ def _jacobi_values(exponents: Array, rows: Array) -> tuple[Array, Array, Array]:
     safe = triangle + jnp.diag(jnp.where(dead | (diagonal == 0), 1 - diagonal, 0))
     left = lax.linalg.triangular_solve(safe, unit.T, left_side=True, lower=False).T
     left = jnp.where(dead[None, :], 0, left)
-    return values[rank], left[:, jnp.argsort(order)], right
+    return values[rank], left[:, _inverse(order)], right
 
 
 def _by_columns(exponents: Array, lower: Array) -> tuple[Array, Array]:
@@ -364,6 +367,10 @@ def _log10(mantissas: Array, exponents: Array) -> Array:
     tail = math.log10(2) - head
     exponents = exponents.astype(mantissas.dtype)
     return exponents * head + (exponents * tail + jnp.log10(mantissas))
+
+
+def _inverse(permutation: Array) -> Array:
+    return jnp.zeros_like(permutation).at[permutation].set(jnp.arange(permutation.shape[0], dtype=permutation.dtype))
 
 
 def _product(a: Array, b: Array) -> Array:

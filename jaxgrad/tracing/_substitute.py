@@ -56,7 +56,7 @@ def scale_branches(network: Network, scale: float) -> Network:
             equation = program.equations[position]
             if equation.operation not in {"add", "add_any"} or (equation.outputs[0],) not in network.path:
                 continue
-            beside = [atom in around for atom in equation.inputs]
+            beside = [isinstance(atom, int) and atom in around for atom in equation.inputs]
             moving = [isinstance(atom, int) and (atom,) in network.path for atom in equation.inputs]
             if sum(beside) == 1 and all(moving):
                 changed[(equation.outputs[0],)] = equation._replace(apply=_scaled_sum(beside.index(True), scale))

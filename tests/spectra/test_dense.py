@@ -24,9 +24,9 @@ def flat_jacobian(f, x):
     return np.asarray(jax.jacrev(f)(x)).reshape(out.size, x.size)
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (7,), (2, 4), (2, 1, 3)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1, 4)])
 @pytest.mark.parametrize("mode", [None, "forward", "reverse"])
-@pytest.mark.parametrize("chunk_size", [None, 1, 2, 100])
+@pytest.mark.parametrize("chunk_size", [None, 2])
 def test_equals_jax(shape, mode, chunk_size):
     x = jax.random.normal(KEY, shape)
     got = spectra.layer_jacobian(network, x, mode=mode, chunk_size=chunk_size)
@@ -34,7 +34,7 @@ def test_equals_jax(shape, mode, chunk_size):
 
 
 @hypothesis.given(size=st.integers(0, 6), out=st.integers(0, 6), chunk_size=st.integers(1, 7))
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=8)
 def test_chunks_change_nothing(size, out, chunk_size):
     weights = jnp.arange(float(out * size)).reshape(out, size)
     for mode in ("forward", "reverse"):
@@ -141,7 +141,7 @@ def test_bad_input(function, unchecked):
     with pytest.raises(TypeError, match=r"f\(x\) of int32"):
         function(lambda x: jnp.argmax(x), jnp.ones(3))
     with pytest.raises(TypeError, match="imaginary"):
-        function(lambda x: x * 1j, jnp.ones(3))
+        function(lambda x: jax.lax.complex(x, x), jnp.ones(3))
     with pytest.raises(TypeError, match="pass the function first"):
         function(jnp.ones(3), jnp.ones(3))
 
