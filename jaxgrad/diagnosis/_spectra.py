@@ -24,6 +24,7 @@ _DENSE = 1024  # the largest side of a Jacobian that is formed
 _EXAMPLES = {"standard": 4, "full": 16}
 _WIDE = 128  # with a side above this, "standard" measures two examples
 _STEPS = {"standard": 8, "full": 64}  # time steps of a loop whose Jacobian is measured
+_NULL = 1e-5  # of the largest singular value of a factor: below it, a direction counts as lost
 _HELD_ENTRIES = 2**27  # of all Jacobians held at once: 512 MiB in float32
 _LARGE_EXAMPLES = 2  # examples of a Jacobian too large to form
 _KRYLOV_STEPS = 12
@@ -62,11 +63,17 @@ def measure_spectra(
     run = study.once(("spectra", level), lambda: _compiled(few, layout, chosen, _EXAMPLES[level]))
     dense, large = jax.device_get(run(few.inputs(params, few_args), key))
     spectra: list[Spectrum | None] = [None] * len(network.spans)
+    ranks = {}
     for index, jacobians in dense.items():
-        spectra[index] = _dense_spectrum(np.asarray(jacobians))
+        values = np.linalg.svd(np.asarray(jacobians), compute_uv=False)
+        spectra[index] = _dense_spectrum(values, max(jacobians.shape[1:]))
+        ranks[index] = int(np.sum(values[0] > _NULL * values[0, 0]))
     for index, numbers in large.items():
         spectra[index] = _large_spectrum(*map(np.asarray, numbers))
-    spreads = [_spread([np.asarray(dense[index])[0] for index in chain]) for chain in _whole_chains(few, set(dense))]
+    spreads = [
+        _spread([np.asarray(dense[index])[0] for index in chain], min(ranks[index] for index in chain))
+        for chain in _whole_chains(few, set(dense))
+    ]
     notes = []
     if any(spectrum is not None and spectrum.method == "matrix-free" for spectrum in spectra):
         notes.append(
@@ -185,9 +192,9 @@ def _large_numbers(
     return largest, squares, jnp.asarray(side), jnp.max(accuracy)
 
 
-def _dense_spectrum(jacobians: np.ndarray) -> Spectrum:
+def _dense_spectrum(singular_values: np.ndarray, side: int) -> Spectrum:
     """Return the singular values of one block's Jacobians, all examples together."""
-    values = np.linalg.svd(jacobians, compute_uv=False).astype(np.float64)
+    values = singular_values.astype(np.float64)
     largest, squares = values[:, 0], np.square(values).sum(axis=1)
     rank = np.divide(squares, np.square(largest), out=np.zeros_like(squares), where=largest > 0)
     return Spectrum(
@@ -197,7 +204,7 @@ def _dense_spectrum(jacobians: np.ndarray) -> Spectrum:
         sigma_min=float(values[:, -1].mean()),
         mean_square=float(np.mean(np.square(values))),
         stable_rank=float(rank.mean()),
-        accuracy=float(np.finfo(jacobians.dtype).eps * math.sqrt(max(jacobians.shape[1:]))),
+        accuracy=float(np.finfo(singular_values.dtype).eps * math.sqrt(side)),
         method="dense",
     )
 
@@ -230,8 +237,12 @@ def _whole_chains(network: Network, dense: set[int]) -> list[list[int]]:
     ]
 
 
-def _spread(jacobians: list[np.ndarray]) -> float:
-    """Return log10 of the largest over the median singular value of a product, multiplied in float64."""
+def _spread(jacobians: list[np.ndarray], rank: int) -> float:
+    """Return log10 of the largest over the median singular value of a product, multiplied in float64.
+
+    Only the first ``rank`` values count, the smallest rank of a factor: a bottleneck and the null space of a
+    normalization make zeros by construction.
+    """
     product = np.eye(jacobians[0].shape[1])
     for jacobian in jacobians:
         product = jacobian.astype(np.float64) @ product
@@ -239,6 +250,5 @@ def _spread(jacobians: list[np.ndarray]) -> float:
         if not norm > 0:
             return math.nan
         product /= norm
-    narrowest = min(min(jacobian.shape) for jacobian in jacobians)  # beyond it, values are zero by construction
-    values = np.linalg.svd(product, compute_uv=False)[:narrowest]
+    values = np.linalg.svd(product, compute_uv=False)[: max(rank, 1)]
     return float(np.log10(values[0] / max(values[len(values) // 2], np.finfo(np.float32).eps * values[0])))

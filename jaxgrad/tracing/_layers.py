@@ -240,9 +240,11 @@ def activations(program: Program, path: frozenset[Site], loops: Site = ()) -> It
         for atom in equation.operands:
             readers.setdefault(atom, []).append(equation)
     for root, equations in steps.items():
-        if not any(bends(equation) for equation in equations):
-            continue
         made = {equation.outputs[0] for equation in equations}
+        if program.avals[root].shape[-1:] == (1,) or not any(
+            _shapes(equation, program, made) for equation in equations
+        ):
+            continue
         for equation in equations:
             end = equation.outputs[0]
             escapes = any(reader.outputs[0] not in made for reader in readers.get(end, ()) if reader.outputs)
@@ -250,9 +252,15 @@ def activations(program: Program, path: frozenset[Site], loops: Site = ()) -> It
             if not escapes or inside.get(end) != root or (*loops, end) not in path:
                 continue
             needed = _ancestors(equations, end)
-            if any(bends(step) for step in needed):
+            if any(_shapes(step, program, made) for step in needed):
                 start, end, needed = _trim(root, end, needed)
                 yield Activation(_activation_name(needed), loops, start, end, tuple(needed))
+
+
+def _shapes(equation: Equation, program: Program, made: set[int]) -> bool:
+    """Return whether an operation bends its operand, rather than masks it: a mask does not depend on what it masks."""
+    flags = [atom for atom in equation.operands if program.avals[atom].dtype == bool]
+    return bends(equation) and (not flags or any(atom in made for atom in flags))
 
 
 def _trim(start: int, end: int, equations: list[Equation]) -> tuple[int, int, list[Equation]]:
