@@ -241,9 +241,7 @@ def activations(program: Program, path: frozenset[Site], loops: Site = ()) -> It
             readers.setdefault(atom, []).append(equation)
     for root, equations in steps.items():
         made = {equation.outputs[0] for equation in equations}
-        if program.avals[root].shape[-1:] == (1,) or not any(
-            _shapes(equation, program, made) for equation in equations
-        ):
+        if not _has_units(program, root) or not any(_shapes(equation, made) for equation in equations):
             continue
         for equation in equations:
             end = equation.outputs[0]
@@ -252,15 +250,25 @@ def activations(program: Program, path: frozenset[Site], loops: Site = ()) -> It
             if not escapes or inside.get(end) != root or (*loops, end) not in path:
                 continue
             needed = _ancestors(equations, end)
-            if any(_shapes(step, program, made) for step in needed):
+            if any(_shapes(step, made) for step in needed):
                 start, end, needed = _trim(root, end, needed)
                 yield Activation(_activation_name(needed), loops, start, end, tuple(needed))
 
 
-def _shapes(equation: Equation, program: Program, made: set[int]) -> bool:
+def _shapes(equation: Equation, made: set[int]) -> bool:
     """Return whether an operation bends its operand, rather than masks it: a mask does not depend on what it masks."""
-    flags = [atom for atom in equation.operands if program.avals[atom].dtype == bool]
-    return bends(equation) and (not flags or any(atom in made for atom in flags))
+    selects = equation.operation == "select_n" or equation.params.get("name") == "_where"
+    predicate = equation.inputs[0]
+    return bends(equation) and (not selects or (isinstance(predicate, int) and predicate in made))
+
+
+def _has_units(program: Program, number: int) -> bool:
+    """Return whether a value has an axis of units, as layers' outputs have, and is no statistic over them."""
+    outputs = [program.avals[output] for position in program.layers for output in program.equations[position].outputs]
+    shape = program.avals[number].shape
+    return any(len(aval.shape) == len(shape) for aval in outputs) and any(
+        size in aval.shape for size in shape[1:] or shape for aval in outputs if len(aval.shape) == len(shape)
+    )
 
 
 def _trim(start: int, end: int, equations: list[Equation]) -> tuple[int, int, list[Equation]]:
