@@ -65,8 +65,8 @@ def measure_spectra(
     spectra: list[Spectrum | None] = [None] * len(network.spans)
     ranks = {}
     for index, jacobians in dense.items():
-        values = np.linalg.svd(np.asarray(jacobians), compute_uv=False)
-        spectra[index] = _dense_spectrum(values, max(jacobians.shape[1:]))
+        values = _singular_values(np.asarray(jacobians))
+        spectra[index] = _dense_spectrum(values, jacobians)
         ranks[index] = int(np.sum(values[0] > _NULL * values[0, 0]))
     for index, numbers in large.items():
         spectra[index] = _large_spectrum(*map(np.asarray, numbers))
@@ -192,9 +192,20 @@ def _large_numbers(
     return largest, squares, jnp.asarray(side), jnp.max(accuracy)
 
 
-def _dense_spectrum(singular_values: np.ndarray, side: int) -> Spectrum:
-    """Return the singular values of one block's Jacobians, all examples together."""
-    values = singular_values.astype(np.float64)
+def _singular_values(jacobians: np.ndarray) -> np.ndarray:
+    """Return the singular values of each matrix, descending.
+
+    The eigenvalues of the Gram matrix in float64 are right to 1e-8 of the largest singular value: what a float32
+    Jacobian holds, in less than half the time of its SVD.
+    """
+    wide = jacobians.astype(np.float64)
+    turned = np.swapaxes(wide, 1, 2)
+    gram = turned @ wide if wide.shape[1] > wide.shape[2] else wide @ turned
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[:, ::-1]
+
+
+def _dense_spectrum(values: np.ndarray, jacobians: np.ndarray) -> Spectrum:
+    """Return the spectrum of one block from the singular values of all its Jacobians."""
     largest, squares = values[:, 0], np.square(values).sum(axis=1)
     rank = np.divide(squares, np.square(largest), out=np.zeros_like(squares), where=largest > 0)
     return Spectrum(
@@ -204,7 +215,7 @@ def _dense_spectrum(singular_values: np.ndarray, side: int) -> Spectrum:
         sigma_min=float(values[:, -1].mean()),
         mean_square=float(np.mean(np.square(values))),
         stable_rank=float(rank.mean()),
-        accuracy=float(np.finfo(singular_values.dtype).eps * math.sqrt(side)),
+        accuracy=float(np.finfo(jacobians.dtype).eps * math.sqrt(max(jacobians.shape[1:]))),
         method="dense",
     )
 

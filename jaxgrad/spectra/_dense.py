@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from jaxgrad._checks import message
 from jaxgrad.spectra._operators import check_function, flatten, push_forward, tree_size, unflatten
@@ -15,7 +15,7 @@ from jaxgrad.spectra._operators import check_function, flatten, push_forward, tr
 
 def layer_jacobian(
     f: Callable[[Any], Any],
-    x: PyTree[Array],
+    x: Any,
     *,
     mode: Literal["forward", "reverse"] | None = None,
     chunk_size: int | None = None,
@@ -75,7 +75,7 @@ def layer_jacobian(
         return _jacobian(f, x, out, not forward, chunk_size)
 
 
-def _jacobian(f: Callable, x: PyTree, out: PyTree, forward: bool, chunk_size: int | None) -> Array:
+def _jacobian(f: Callable, x: Any, out: Any, forward: bool, chunk_size: int | None) -> Array:
     in_size, out_size = tree_size(x), tree_size(out)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*jax.tree.leaves(out)) if jax.tree.leaves(out) else jnp.result_type(float)
@@ -89,7 +89,7 @@ def _jacobian(f: Callable, x: PyTree, out: PyTree, forward: bool, chunk_size: in
     return _map(lambda i: flatten(pull(_unit(i, out, out_size))[0], dtype), out_size, chunk_size)
 
 
-def _unit(index: Array, like: PyTree, size: int) -> PyTree:
+def _unit(index: Array, like: Any, size: int) -> Any:
     return unflatten(jnp.arange(size) == index, like)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from jaxgrad._checks import message
 from jaxgrad.tracing._flatten import bodies
@@ -38,7 +38,7 @@ class JacobianOperator(NamedTuple):
     eps: float
 
 
-def jacobian_operator(f: Callable[[Any], Any], x: PyTree[Array]) -> JacobianOperator:
+def jacobian_operator(f: Callable[[Any], Any], x: Any) -> JacobianOperator:
     """Build the products of the Jacobian of ``f`` at ``x`` with a vector, from either side.
 
     ``matvec(v) = d/dt f(x + t v) at t = 0`` and ``<u, matvec(v)> = <rmatvec(u), v>``. ``f`` is linearised once, so
@@ -82,7 +82,7 @@ def jacobian_operator(f: Callable[[Any], Any], x: PyTree[Array]) -> JacobianOper
     )
 
 
-def linear_maps(f: Callable, x: PyTree, out: PyTree) -> tuple[Callable, Callable]:
+def linear_maps(f: Callable, x: Any, out: Any) -> tuple[Callable, Callable]:
     """The Jacobian's push-forward and pull-back between trees, from one linearisation."""
     push: Callable | None = None
     try:
@@ -107,7 +107,7 @@ def _primitives(closed: Any) -> set[str]:
     return names.union(*(_primitives(body) for eqn in closed.jaxpr.eqns for body in bodies(eqn.params)))
 
 
-def push_forward(f: Callable, x: PyTree) -> Callable:
+def push_forward(f: Callable, x: Any) -> Callable:
     """The Jacobian's push-forward; a ``TypeError`` that names ``custom_vjp`` where ``f`` has one inside."""
     _, push = jax.linearize(f, x)
     # jax itself refuses only when the map is run, under jit not before it is compiled.
@@ -127,7 +127,7 @@ def _holds(jaxpr: Any, name: str) -> bool:
     return False
 
 
-def check_function(function: str, f: Callable, x: PyTree) -> tuple[PyTree, PyTree]:
+def check_function(function: str, f: Callable, x: Any) -> tuple[Any, Any]:
     """Refuse inputs and outputs that have no real derivative; return ``x`` as arrays and the shapes of ``f(x)``."""
     if not callable(f):
         raise TypeError(
@@ -145,7 +145,7 @@ def check_function(function: str, f: Callable, x: PyTree) -> tuple[PyTree, PyTre
     return x, out
 
 
-def _check_floating(function: str, name: str, tree: PyTree, remedy: str) -> None:
+def _check_floating(function: str, name: str, tree: Any, remedy: str) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             where = f"{name}{jax.tree_util.keystr(path)}"
@@ -154,18 +154,18 @@ def _check_floating(function: str, name: str, tree: PyTree, remedy: str) -> None
             raise TypeError(message(function, f"real floating leaves in {name}", f"{where} of {leaf.dtype}", remedy))
 
 
-def tree_size(tree: PyTree) -> int:
+def tree_size(tree: Any) -> int:
     """How many numbers a tree holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def flatten(tree: PyTree, dtype: Any) -> Array:
+def flatten(tree: Any, dtype: Any) -> Array:
     """All leaves in one vector."""
     parts = [leaf.reshape(-1).astype(dtype) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate(parts) if parts else jnp.zeros((0,), dtype)
 
 
-def unflatten(vector: Array, like: PyTree) -> PyTree:
+def unflatten(vector: Array, like: Any) -> Any:
     """One vector in the shapes and dtypes of ``like``."""
     leaves, structure = jax.tree.flatten(like)
     parts, start = [], 0

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgrad._checks import message
 from jaxgrad.spectra._dense import layer_jacobian
@@ -49,7 +49,7 @@ class NormEstimate(NamedTuple):
 
 def singular_values(
     f: Callable[[Any], Any],
-    x: PyTree[Array],
+    x: Any,
     *,
     k: int | None = None,
     method: Literal["auto", "svd", "golub-kahan"] = "auto",
@@ -139,7 +139,7 @@ def singular_values(
 
 
 def frobenius_norm_estimate(
-    key: PRNGKeyArray, f: Callable[[Any], Any], x: PyTree[Array], *, num_probes: int = 32
+    key: PRNGKeyArray, f: Callable[[Any], Any], x: Any, *, num_probes: int = 32
 ) -> NormEstimate:
     """Estimate the Frobenius norm of the Jacobian of ``f`` at ``x`` without forming it.
 
@@ -345,7 +345,7 @@ def _svd_accuracy(eps: float, shape: tuple[int, ...]) -> float:
     return max(shape[-2:]) * eps
 
 
-def _frozen_operator(f: Callable, x: PyTree):
+def _frozen_operator(f: Callable, x: Any):
     """The operator of ``f`` at ``x`` with no derivative with respect to ``x`` or to what ``f`` closes over."""
     x = jax.tree.map(jnp.asarray, x)
     converted, constants = jax.closure_convert(f, x)

@@ -102,7 +102,7 @@ def test_isometries_keep_every_value():
 
 @pytest.mark.parametrize("smallest", [0.5, 1e-3])
 def test_repeated_and_close_values(smallest):
-    """Where QR sweeps over the factors need thousands of rounds; LAPACK resolves the first, Jacobi has to the second."""
+    """Where QR sweeps over the factors need thousands; LAPACK resolves the first, the second takes Jacobi."""
     values = np.array([1.0, 1.0, 0.9999, 0.9998, 0.7, 0.5, 0.5, smallest])
     factors = np.tile(np.eye(8), (1000, 1, 1))
     factors[500:504] = rotated(4, values)
