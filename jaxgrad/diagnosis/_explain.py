@@ -25,6 +25,8 @@ from jaxgrad.tracing._interpret import Site
 from jaxgrad.tracing._layers import user_source
 from jaxgrad.tracing._signature import trace_for
 
+_FAR = 28.0  # log10 beyond which float32 does not hold a signal to full precision
+
 
 def explain(
     loss_fn: Callable[..., Any],
@@ -216,7 +218,8 @@ def _notes(network: Network, layout: Layout, facts: Facts, gains: Sequence[float
             "Examples depend on one another (as with BatchNorm in training), so the whole batch is one state and there "
             "is one Jacobian a block, not one an example."
         )
-    if gains is not None and facts.has_signal and facts.nonfinite is None:
+    logs = [abs(block.statistics.log10_input_signal) for chain in facts.chains for block in chain]
+    if gains is not None and facts.has_signal and facts.nonfinite is None and max(logs, default=0.0) > _FAR:
         notes.append("Signals that left the range of the floating-point type were followed in log space.")
     if not facts.has_signal and facts.nonfinite is None:
         notes.append("The loss's gradient is zero at the network's output; a random direction was followed instead.")

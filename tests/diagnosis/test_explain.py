@@ -10,6 +10,7 @@ import pytest
 
 import jaxgrad
 from jaxgrad.data._demos import DEMOS
+from tests import models
 
 # The models here are written as users write them, with biases that broadcast.
 pytestmark = pytest.mark.usefixtures("third_party_model")
@@ -288,6 +289,27 @@ def test_what_is_closed_over_is_read_anew(batch):
     after = quick(loss_fn, params)
     assert after.loss == pytest.approx(float(loss_fn(params)), rel=1e-5)
     assert after.loss != before.loss
+
+
+def test_one_network_written_in_six_ways_has_one_diagnosis():
+    reports = []
+    for name in models.SAME:
+        model = models.MODELS[name]()
+        reports.append(quick(model.loss_fn, model.params, *model.args))
+    first = reports[0]
+    for report in reports[1:]:
+        assert (report.verdict, len(report.blocks)) == (first.verdict, len(first.blocks))
+        assert [layer.activation for layer in report.layers] == [layer.activation for layer in first.layers]
+        for one, other in zip(first.blocks, report.blocks, strict=True):
+            assert other.log10_gain == pytest.approx(one.log10_gain, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linen_resnet_train", "linen_transformer_pre", "linen_lstm", "linen_u_net"])
+def test_common_architectures_at_their_own_initialization_are_healthy(name):
+    model = models.MODELS[name]()
+    report = quick(model.loss_fn, model.params, *model.args, has_aux=model.has_aux, level="standard")
+    assert (report.verdict, report.findings) == ("healthy", ())
+    assert report.mixes_examples == model.mixes
 
 
 def test_aux_may_hold_anything(batch):

@@ -134,11 +134,13 @@ def test_operator_is_the_matrix_and_its_transpose():
 def test_bad_input(function, unchecked):
     name = function.__name__
     name = "jacobian_operator" if name == "singular_values" else name
-    with pytest.raises(TypeError, match=rf"{name}: expected real floating leaves in x; got x of int32.\nTo fix it"):
+    with pytest.raises(
+        TypeError, match=rf"{name}: expected real floating leaves in x; got x of int(32|64).\nTo fix it"
+    ):
         function(lambda x: x, jnp.arange(3))
     with pytest.raises(TypeError, match=r"got x\['b'\] of bool"):
         function(lambda x: x["a"], {"a": jnp.ones(2), "b": jnp.array(True)})
-    with pytest.raises(TypeError, match=r"f\(x\) of int32"):
+    with pytest.raises(TypeError, match=r"f\(x\) of int(32|64)"):
         function(lambda x: jnp.argmax(x), jnp.ones(3))
     with pytest.raises(TypeError, match="imaginary"):
         function(lambda x: jax.lax.complex(x, x), jnp.ones(3))

@@ -25,7 +25,7 @@ def golub_kahan(matrix, k, num_steps=12, key=KEY):
     matrix = jnp.asarray(matrix, jnp.float32)
     f = lambda x: matrix @ x  # noqa: E731
     run = jax.jit(lambda key, x: spectra.singular_values(f, x, k=k, method="golub-kahan", num_steps=num_steps, key=key))
-    return run(key, jnp.zeros(matrix.shape[1]))
+    return run(key, jnp.zeros(matrix.shape[1], jnp.float32))
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (30, 60), (60, 30), (1, 9), (9, 1), (1, 1)])

@@ -125,7 +125,7 @@ def test_both_methods_agree(shape):
     matrix = jacobians(*shape)
     f = lambda x: matrix @ x  # noqa: E731
     want = np.linalg.svd(matrix, compute_uv=False)
-    x = jnp.zeros(shape[1])
+    x = jnp.zeros(shape[1], jnp.float32)
     np.testing.assert_allclose(spectra.singular_values(f, x).values, want, rtol=1e-4)
     np.testing.assert_allclose(spectra.singular_values(f, x, k=2, method="svd").values, want[:2], rtol=1e-4)
     np.testing.assert_allclose(spectra.singular_values(f, x, chunk_size=2).values, want, rtol=1e-4)
@@ -169,7 +169,7 @@ def test_frobenius_estimate(shape):
     want = np.linalg.norm(matrix)
     scores = []
     for seed in range(20):
-        got = spectra.frobenius_norm_estimate(jax.random.key(seed), f, jnp.zeros(shape[1]))
+        got = spectra.frobenius_norm_estimate(jax.random.key(seed), f, jnp.zeros(shape[1], jnp.float32))
         scores.append(float((got.value - want) / got.standard_error))
     assert np.abs(np.mean(scores)) < 1
     assert 0.5 < np.std(scores) < 1.6
@@ -179,7 +179,9 @@ def test_frobenius_estimate(shape):
 def test_frobenius_estimate_is_exact_where_small():
     for shape in ((3, 90), (90, 3)):
         matrix = jacobians(*shape)
-        got = spectra.frobenius_norm_estimate(KEY, lambda x, matrix=matrix: matrix @ x, jnp.zeros(shape[1]))
+        got = spectra.frobenius_norm_estimate(
+            KEY, lambda x, matrix=matrix: matrix @ x, jnp.zeros(shape[1], jnp.float32)
+        )
         np.testing.assert_allclose(got.value, np.linalg.norm(matrix), rtol=1e-6)
         assert got.standard_error == 0
 
