@@ -66,7 +66,7 @@ def singular_values(
       f: Function of one array or pytree of real floating arrays, to the same. Static under ``jit``.
       x: Where to differentiate. For a batch, ``vmap`` this function.
       k: How many values, 1 to ``min(out_size, in_size)``; ``None``: all. Static.
-      method: ``"svd"`` forms the Jacobian. ``"golub-kahan"`` only multiplies with it, ``2 num_steps + 3`` products
+      method: ``"svd"`` forms the Jacobian. ``"golub-kahan"`` only multiplies with it, ``2 num_steps + 1`` products
         with blocks of k vectors (a product costs about one evaluation of ``f``), and needs ``key``. ``"auto"`` takes
         it where it does less work: the smaller side exceeds 256 and ``k * num_steps``. Static.
       num_steps: Krylov steps of ``"golub-kahan"``. Static.

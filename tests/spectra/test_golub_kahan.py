@@ -25,7 +25,7 @@ def golub_kahan(matrix, k, num_steps=12, key=KEY):
     matrix = jnp.asarray(matrix, jnp.float32)
     f = lambda x: matrix @ x  # noqa: E731
     run = jax.jit(lambda key, x: spectra.singular_values(f, x, k=k, method="golub-kahan", num_steps=num_steps, key=key))
-    return run(key, jnp.zeros(matrix.shape[1], jnp.float32))
+    return jax.tree.map(np.asarray, run(key, jnp.zeros(matrix.shape[1], jnp.float32)))
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (30, 60), (60, 30), (1, 9), (9, 1), (1, 1)])
@@ -121,7 +121,7 @@ def test_deep_network_to_1e_5():
 
 @pytest.mark.heavy
 def test_width_2304_to_1e_5_within_60_evaluations():
-    """24 steps push and pull one vector each; with linearisation, residual and final product, 52 evaluations."""
+    """49 products with one vector each, and a linearisation or two at the price of two evaluations each."""
     network, x = deep_network(2304, 5)
     jacobian = np.asarray(jax.jit(jax.jacfwd(network))(x), np.float64)
     want = np.sqrt(np.linalg.eigvalsh(jacobian @ jacobian.T)[-1])
@@ -160,12 +160,12 @@ def test_gradient_at_zero_and_repeated_values(scale):
 
 def test_vmap_over_points_and_keys():
     x = jax.random.normal(KEY, (3, 20))
-    f = lambda x: jnp.tanh(x) * jnp.sum(x)  # noqa: E731
+    f = lambda x: 0.5 ** jnp.arange(20).astype(x.dtype) * jnp.tanh(jnp.flip(x) + jnp.sum(x))  # noqa: E731
     got = jax.vmap(lambda key, x: spectra.singular_values(f, x, k=2, method="golub-kahan", num_steps=8, key=key))(
         jax.random.split(KEY, 3), x
     )
     want = np.linalg.svd(np.asarray(jax.vmap(jax.jacfwd(f))(x)), compute_uv=False)[:, :2]
-    np.testing.assert_allclose(got.values, want, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got.values, want, rtol=1e-4)
 
 
 def test_low_precision_says_so():
