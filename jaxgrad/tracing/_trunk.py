@@ -153,8 +153,10 @@ def _keeps_units(program: Program, equation: Equation, operands: set[int]) -> bo
         return all(_parameter_or_scalar(program, atom) for atom in others)
     if equation.operation in {"max", "min", "clamp"}:
         return all(_parameter_or_scalar(program, atom) for atom in others)
-    custom = equation.operation.startswith(("custom_jvp_call", "custom_vjp_call"))
-    return is_elementwise(equation) and (custom or bends(equation)) and equation.operation != "select_n"
+    if equation.operation.startswith(("custom_jvp_call", "custom_vjp_call")):
+        shapes = {program.avals[number].shape for number in (*operands, *equation.outputs)}
+        return len(shapes) == 1 and not others
+    return is_elementwise(equation) and bends(equation) and equation.operation != "select_n"
 
 
 def _parameter_or_scalar(program: Program, atom: int | Constant) -> bool:
