@@ -15,8 +15,10 @@ import jax
 import jaxtyping
 import pytest
 
+import tests.typechecking  # noqa: F401  the hook names it
+
 # Before any test imports the package.
-jaxtyping.install_import_hook("jaxgrad", "beartype.beartype")
+jaxtyping.install_import_hook("jaxgrad", "tests.typechecking.checker")
 
 # Half the time of the tests goes into XLA. What it compiles is kept for the next run, and for processes tests start.
 _cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
