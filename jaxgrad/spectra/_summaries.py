@@ -131,7 +131,6 @@ def singular_values(
         )
     k = size if k is None else k
     triplets = golub_kahan(key, _frozen_operator(f, x), num_values=k, num_steps=num_steps)
-    triplets = jax.lax.stop_gradient(triplets)
     # u^T J v with u and v held fixed has, to first order, the derivative of the singular value.
     images = jax.vmap(operator.matvec)(triplets.right)
     products = jnp.sum(triplets.left * images, axis=1)

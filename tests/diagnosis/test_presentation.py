@@ -42,7 +42,7 @@ class Page(HTMLParser):
         self.attributes += attrs
 
     def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, (tag, self.open[-3:])
+        assert self.open[-1:] == [tag]
         self.open.pop()
 
     def handle_data(self, data):

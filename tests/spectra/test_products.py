@@ -207,7 +207,7 @@ def naive(factors):
     return jnp.log10(jnp.linalg.svd(product, compute_uv=False))
 
 
-@pytest.mark.parametrize("shapes", [[(6, 6)] * 3, [(3, 5), (5, 3)]], ids=str)
+@pytest.mark.parametrize("shapes", [[(6, 6)] * 3, [(3, 5), (5, 3), (4, 5)]], ids=str)
 def test_gradients_equal_those_of_the_dense_svd(shapes, x64):
     rng = np.random.default_rng(1)
     factors = [jnp.asarray(rng.standard_normal(shape)) for shape in shapes]
