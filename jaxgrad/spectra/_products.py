@@ -61,8 +61,8 @@ def product_spectrum(
       finite. The result is that of factors each perturbed by a few machine epsilons, so a factor adds an error of about
       ``eps * condition number``, like a step of a random walk. Measured in float32: factors with condition number 10
       and width 8 to 256, 3e-5 at depth 1000 and 5e-4 (half an ulp of the result) at depth 10,000; square Gaussian
-      matrices of width 8 and 64, whose condition number is now and then 1e5, a median of 5e-5 and at worst 3e-3 at depth
-      1000, and up to 1e-2 at depth 10,000, where rounding the input alone moves values by 4e-3. Gradients are finite;
+      matrices of width 8 and 64, whose condition number is now and then 1e5, a median of 5e-5, at worst 3e-3 at depth
+      depth 1000, and up to 1e-2 at 10,000, where rounding the input alone moves values by 4e-3. Gradients are finite;
       where values are equal they are one of several, and they are 0 for a value of -inf.
 
     Example:
