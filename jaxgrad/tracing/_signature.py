@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxgrad._checks import message
+from jaxgrad._paths import path_names
 from jaxgrad.tracing._interpret import Owner
 
 
@@ -94,6 +95,7 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
       The signature, the arrays, and the parameters among them by position.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path((params, args), is_leaf=is_none)
+    names = path_names([path[1:] for path, _ in flat])
     static: list[tuple[int, Any]] = []
     arrays: list[Any] = []
     owners: dict[int, Owner] = {}
@@ -102,7 +104,7 @@ def sign(function: str, params: Any, args: tuple[Any, ...]) -> tuple[Signature, 
         if not _is_array(leaf, is_parameter):
             static.append((position, leaf))
             continue
-        name = path_name(path[1:], [other[1:] for other, _ in flat])
+        name = names[position]
         array = jnp.asarray(leaf)
         if math.prod(array.shape) == 0 and (not is_parameter or array.ndim == 0):
             raise ValueError(
@@ -149,16 +151,6 @@ def merge(signature: Signature, arrays: Iterable[Any]) -> Any:
         static[position] if position in static else next(remaining) for position in range(signature.treedef.num_leaves)
     ]
     return jax.tree_util.tree_unflatten(signature.treedef, leaves)
-
-
-def path_name(path: Sequence[Any], others: Sequence[Sequence[Any]] = ()) -> str:
-    """Return a leaf's path as the user would write it, such as ``layers/3/weight``."""
-    if path and getattr(path[-1], "name", None) == "value":
-        # flax.nnx keeps the array of a variable there, and nothing beside it
-        parent = tuple(path[:-1])
-        if sum(tuple(other[: len(parent)]) == parent for other in others) < 2:
-            path = parent
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def is_none(leaf: Any) -> bool:
