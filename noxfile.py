@@ -46,6 +46,13 @@ def tests_heavy(session: nox.Session) -> None:
     session.run("pytest", "-m", "heavy", *session.posargs)
 
 
+@nox.session(name="tests-torch", default=False)
+def tests_torch(session: nox.Session) -> None:
+    """Run the tests that compare with PyTorch, which are skipped where it is missing."""
+    install(session, "test", "torch")
+    session.run("pytest", "-n", "auto", "-k", "torch", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting, then the files that are not Python, with the hooks pre-commit runs."""
@@ -120,7 +127,7 @@ def build(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run every script of benchmarks/, or those named in the arguments."""
-    install(session, "test")
+    install(session, "test", "bench")
     scripts = session.posargs or sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.py"))
     if not scripts:
         session.skip("benchmarks/ holds no script yet")

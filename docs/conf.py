@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinxcontrib.bibtex",
     "sphinx_copybutton",
     "sphinx_design",
 ]
@@ -47,6 +48,7 @@ autosummary_imported_members = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"LearningRate": "float | Array | Schedule"}
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
@@ -57,6 +59,12 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = [("Numerics", "notes_style"), ("See also", "notes_style")]
 # There is no intersphinx (the build has no network), so a role for a name from elsewhere has no page to point at.
 nitpick_ignore_regex = [(r"py:.*", r"(jax|numpy|optax|equinox|flax|matplotlib)\..*")]
+
+# References: docstrings cite by key, and one page lists what is cited.
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+bibtex_default_style = "plain"
+bibtex_cite_id = "cite-{key}"
 
 # HTML
 html_theme = "pydata_sphinx_theme"

@@ -181,10 +181,10 @@ def adadelta(
 
     .. math::
 
-       s_t = \rho s_{t-1} + (1-\rho) g_t^2, \qquad
-       u_t = \sqrt{\frac{d_{t-1} + \epsilon}{s_t + \epsilon}}\, g_t, \qquad
-       d_t = \rho d_{t-1} + (1-\rho) u_t^2, \qquad
-       \theta_t = \theta_{t-1} - \eta_t u_t
+       s_t &= \rho s_{t-1} + (1-\rho) g_t^2, &
+       u_t &= \sqrt{\frac{d_{t-1} + \epsilon}{s_t + \epsilon}}\, g_t, \\
+       d_t &= \rho d_{t-1} + (1-\rho) u_t^2, &
+       \theta_t &= \theta_{t-1} - \eta_t u_t
 
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule of the step count; the paper has none, so 1.
@@ -295,9 +295,9 @@ def adam(
 
     .. math::
 
-       m_t = \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
-       v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \qquad
-       \theta_t = \theta_{t-1} - \eta_t \frac{m_t/(1-\beta_1^t)}{\sqrt{v_t/(1-\beta_2^t)} + \epsilon}
+       m_t &= \beta_1 m_{t-1} + (1-\beta_1) g_t, \qquad
+       v_t = \beta_2 v_{t-1} + (1-\beta_2) g_t^2, \\
+       \theta_t &= \theta_{t-1} - \eta_t \frac{m_t/(1-\beta_1^t)}{\sqrt{v_t/(1-\beta_2^t)} + \epsilon}
 
     Args:
       learning_rate: :math:`\eta \ge 0`, or a schedule of the step count.
