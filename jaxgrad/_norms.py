@@ -1,6 +1,6 @@
 """Norms of leaves that neither overflow nor underflow, have a gradient at zero, and take one read of memory.
 
-Only a leaf whose sum of squares left the safe range, above or below, is read a second time, in units of a power of two
+Only where a sum of squares left the safe range, above or below, are they read a second time, in units of a power of two
 that bring it back.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 Axes = tuple[int, ...] | None
 
@@ -44,19 +45,43 @@ def real_parts(leaf: Any) -> list[Array]:
     return [part.astype(accumulator(leaf)) for part in parts]
 
 
-def leaf_norms(leaves: Sequence[Any]) -> list[Array]:
-    """Compute the norm of each leaf, in its accumulator's dtype; 0 for a leaf that has none."""
+@jax.custom_jvp
+def leaf_norms(leaves: Sequence[Any]) -> Float[Array, " leaves"]:
+    """Compute the norm of each leaf, in the widest accumulator's dtype; 0 for a leaf that has none.
+
+    A leaf of zeros costs the second read of all: its sum could have underflowed.
+    """
     counted = [leaf for leaf in leaves if is_inexact(leaf)]
-    norms = iter(unit_norms(counted, (None,) * len(counted)))
-    return [next(norms) if is_inexact(leaf) else jnp.zeros((), jnp.float32) for leaf in leaves]
+    dtype = widest(counted)
+    if not counted:
+        return jnp.zeros(len(leaves), dtype)
+    # One vector: hundreds of scalars, each worked on by itself, would take as long as the sums.
+    sums = jnp.stack([_sum_of_squares(leaf, None).astype(dtype) for leaf in counted])
+    units = _units_of_sums(sums, np.array([jnp.size(leaf) for leaf in counted]))
+
+    def again(leaves, units):
+        each = [_sum_of_squares(leaf, None, unit) for leaf, unit in zip(leaves, units, strict=True)]
+        return _rescaled_norms(jnp.stack([total.astype(dtype) for total in each]), units)
+
+    norms = jax.lax.cond(jnp.all(units == 1), lambda *_: jnp.sqrt(sums), again, counted, units)
+    positions = np.array([position for position, leaf in enumerate(leaves) if is_inexact(leaf)])
+    return norms if len(counted) == len(leaves) else jnp.zeros(len(leaves), dtype).at[positions].set(norms)
 
 
-def total_norm(norms: Sequence[Array]) -> Array:
-    """Compute the norm of a vector given as scalars; 0 without any."""
-    dtype = widest(norms)
-    if not norms:
-        return jnp.zeros((), dtype)
-    return unit_norms([jnp.stack([norm.astype(dtype) for norm in norms])], (None,))[0]
+@leaf_norms.defjvp
+def _(primals, tangents):
+    (leaves,), (rates,) = primals, tangents
+    norms = leaf_norms(leaves)
+    changes = [
+        _change_of_norm(leaf, rate, norm, None) if is_inexact(leaf) else jnp.zeros_like(norm)
+        for leaf, rate, norm in zip(leaves, rates, norms, strict=True)
+    ]
+    return norms, jnp.stack(changes) if changes else jnp.zeros_like(norms)
+
+
+def total_norm(norms: Float[Array, " leaves"]) -> Float[Array, ""]:
+    """Compute the norm of all leaves from that of each."""
+    return unit_norms([norms], (None,))[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -74,41 +99,49 @@ def unit_norms(leaves: Sequence[Any], axes: tuple[Axes, ...]) -> list[Array]:
     if not leaves:
         return []
     sums = [_sum_of_squares(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True)]
-    units = [_unit_of_sum(leaf, total) for leaf, total in zip(leaves, sums, strict=True)]
-    safe = [jnp.all(unit == 1) for unit in units]
+    units = [
+        _units_of_sums(total, max(jnp.size(leaf) // max(total.size, 1), 1))
+        for leaf, total in zip(leaves, sums, strict=True)
+    ]
 
-    def plain(_, sums):
-        return [jnp.sqrt(total) for total in sums]
-
-    def again(leaves, sums):
+    def again(leaves, units):
         return [
-            jax.lax.cond(okay, lambda _leaf, total, _unit: jnp.sqrt(total), partial(_rescaled_norm, axis), *leaf)
-            for okay, axis, *leaf in zip(safe, axes, leaves, sums, units, strict=True)
+            _rescaled_norms(_sum_of_squares(leaf, axis, unit), unit)
+            for leaf, axis, unit in zip(leaves, axes, units, strict=True)
         ]
 
-    return jax.lax.cond(jnp.all(jnp.stack(safe)), plain, again, list(leaves), sums)
+    safe = jnp.all(jnp.stack([jnp.all(unit == 1) for unit in units]))
+    return jax.lax.cond(safe, lambda *_: [jnp.sqrt(total) for total in sums], again, list(leaves), units)
 
 
 @unit_norms.defjvp
 def _(axes, primals, tangents):
     (leaves,), (rates,) = primals, tangents
     norms = unit_norms(leaves, axes)
-    changes = []
-    for leaf, rate, norm, axis in zip(leaves, rates, norms, axes, strict=True):
-        usable = (norm > 0) & jnp.isfinite(norm)
-        wide = product_dtype(leaf)
-        # XLA divides by a number by multiplying with its inverse, which for the largest ones is subnormal, so 0.
-        shift = _shift(norm.dtype)
-        unit = jnp.where(norm > shift, 1 / shift, 1).astype(norm.dtype)
-        inverse = jnp.where(usable, 1 / jnp.where(usable, norm * unit, 1), 0)
-        direction = jnp.where(usable, leaf, 0).astype(wide) * unit.astype(wide) * inverse.astype(wide)
-        product = jnp.real(jnp.conj(direction) * rate.astype(wide)).astype(norm.dtype)
-        changes.append(jnp.sum(product, axis=axis, keepdims=axis is not None))
-    return norms, changes
+    return norms, [_change_of_norm(*each) for each in zip(leaves, rates, norms, axes, strict=True)]
+
+
+def _change_of_norm(leaf: Any, rate: Any, norm: Array, axis: Axes) -> Array:
+    """Differentiate the norm: the part of the rate along the leaf; 0 at zeros."""
+    direction = quotient(jnp.where(jnp.isfinite(norm), leaf, 0), norm)
+    product = jnp.real(jnp.conj(direction) * rate.astype(direction.dtype)).astype(norm.dtype)
+    return jnp.sum(product, axis=axis, keepdims=axis is not None)
+
+
+def quotient(leaf: Any, norm: Array) -> Array:
+    """Divide a leaf by a norm that is no smaller than any entry, in the wider dtype; 0 where the norm is 0."""
+    # XLA divides by a number by multiplying with its inverse, which for the largest ones is subnormal, so 0.
+    shift = _shift(norm.dtype)
+    unit = jnp.where(norm > shift, 1 / shift, 1).astype(norm.dtype)
+    inverse = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm * unit, 1), 0)
+    wide = product_dtype(leaf)
+    return leaf.astype(wide) * unit.astype(wide) * inverse.astype(wide)
 
 
 def _sum_of_squares(leaf: Any, axis: Axes, unit: Array | None = None) -> Array:
-    parts = real_parts(leaf) if unit is None else [part * unit for part in real_parts(leaf)]
+    parts = real_parts(leaf)
+    if unit is not None:
+        parts = [part * unit.astype(part.dtype) for part in parts]
     # Nothing but the square inside the sum: XLA makes a dot product of it on a CPU, twice as fast.
     totals = [jnp.sum(jnp.square(part), axis=axis, keepdims=axis is not None) for part in parts]
     return totals[0] if len(totals) == 1 else totals[0] + totals[1]
@@ -119,17 +152,14 @@ def _shift(dtype: Any) -> float:
     return 2.0 ** (5 * int(jnp.finfo(dtype).maxexp) // 8)
 
 
-def _unit_of_sum(leaf: Any, total: Array) -> Array:
+def _units_of_sums(sums: Array, num_summed: Any) -> Array:
     """Return what to multiply the entries with: 1, unless a square overflowed, or underflowed so that it is missed."""
-    limits = jnp.finfo(total.dtype)
-    num_summed = max(jnp.size(leaf) // max(total.size, 1), 1)
-    too_small = total < num_summed * float(limits.tiny) / float(limits.eps)
-    shift = _shift(total.dtype)
-    return jnp.where(too_small, shift, jnp.where(total < jnp.inf, 1, 1 / shift)).astype(total.dtype)
+    limits = jnp.finfo(sums.dtype)
+    shift = _shift(sums.dtype)
+    too_small = sums < np.asarray(num_summed * float(limits.tiny) / float(limits.eps), sums.dtype)
+    return jnp.where(too_small, shift, jnp.where(sums < jnp.inf, 1, 1 / shift)).astype(sums.dtype)
 
 
-def _rescaled_norm(axis: Axes, leaf: Any, total: Array, unit: Array) -> Array:
-    del total
-    sums = _sum_of_squares(leaf, axis, unit)
-    norm = jnp.sqrt(sums) / unit
-    return jnp.where(jnp.isfinite(sums), jnp.minimum(norm, jnp.finfo(norm.dtype).max), norm)
+def _rescaled_norms(sums: Array, units: Array) -> Array:
+    norms = jnp.sqrt(sums) / units
+    return jnp.where(jnp.isfinite(sums), jnp.minimum(norms, jnp.finfo(norms.dtype).max), norms)

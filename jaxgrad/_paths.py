@@ -1,4 +1,4 @@
-"""One spelling for the path of a leaf in a pytree, wherever a name is shown or a rule is matched."""
+"""One spelling for the path of a leaf in a pytree, wherever a name is shown, kept in a state or matched by a rule."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+
+# Names inside a pytree, where a string would be a leaf: each the only key of a mapping, so part of the structure.
+Labels = tuple[dict[str, None], ...]
 
 
 def path_names(paths: Sequence[Sequence[Any]]) -> list[str]:
@@ -41,3 +44,13 @@ def named_leaves(tree: Any) -> tuple[list[str], list[Any], Any]:
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
     return path_names([path for path, _ in flat]), [leaf for _, leaf in flat], treedef
+
+
+def as_labels(names: Sequence[str]) -> Labels:
+    """Make names part of a pytree's structure, in their order."""
+    return tuple({name: None} for name in names)
+
+
+def label_names(labels: Labels) -> list[str]:
+    """Return the names again."""
+    return [name for label in labels for name in label]

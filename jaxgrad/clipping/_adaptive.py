@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgrad.clipping._nonfinite import OnNonfinite, check_policy
-from jaxgrad.clipping._state import HistoryClipState, QuantileClipState, ZScoreClipState, init_record, scalar_tree
+from jaxgrad.clipping._state import HistoryClipState, QuantileClipState, ZScoreClipState, init_record
 from jaxgrad.clipping._step import as_float32, effect_of_scales, measure, record, scale_to, scaled
 from jaxgrad.clipping._thresholds import Threshold, check_count, check_threshold, threshold_at
 
@@ -87,7 +87,7 @@ def clip_by_quantile(
         limit = jnp.minimum(limit, threshold_at(max_norm, state.count, seen.norm.dtype))
         limit = jax.lax.stop_gradient(limit)
         scale = scale_to(seen.norm, limit)
-        updates = scaled(seen, [scale] * len(seen.leaves))
+        updates = scaled(seen, scale)
         return updates, record(
             state, seen, scale=scale, clipped=seen.norm > limit, history=history, num_recorded=num_recorded
         )
@@ -196,7 +196,7 @@ def clip_by_zscore(
         scale = scale_to(seen.norm, limit)
         kept = jnp.minimum(norm, as_float32(limit))
         mean, deviation = _running_moments(state, kept, warm, threshold_at(decay, state.count, jnp.float32))
-        updates = scaled(seen, [scale] * len(seen.leaves))
+        updates = scaled(seen, scale)
         return updates, record(
             state,
             seen,
@@ -281,8 +281,11 @@ def adaptive_clip_by_history(
     check_policy(name, on_nonfinite)
 
     def init(params):
+        record = init_record(params)
         return HistoryClipState(
-            **init_record(params), leaf_averages=scalar_tree(params), num_recorded=jnp.zeros((), jnp.int32)
+            **record,
+            leaf_averages=jnp.zeros_like(record["leaf_norms"]),
+            num_recorded=jnp.zeros((), jnp.int32),
         )
 
     def update(updates, state, params=None):
@@ -293,18 +296,15 @@ def adaptive_clip_by_history(
         keep = jnp.minimum(threshold_at(decay, state.count, jnp.float32), 1)
         global_limit = threshold_at(max_norm, state.count, seen.norm.dtype)
         global_scale = scale_to(seen.norm, global_limit)
-        scales, averages, clipped = [], [], warm & (seen.norm > global_limit)
-        for norm, average in zip(seen.norms, jax.tree.leaves(state.leaf_averages), strict=True):
-            known = average > 0
-            limit = jnp.where(known, relative * average, jnp.inf).astype(norm.dtype)
-            clipped |= ~warm & (norm > limit)
-            scale = jnp.where(warm, global_scale.astype(norm.dtype), scale_to(norm, jax.lax.stop_gradient(limit)))
-            kept = as_float32(norm * scale)
-            later = jnp.where(warm, jnp.minimum(average, kept), keep * average + (1 - keep) * kept)
-            averages.append(
-                jnp.where(kept > 0, jnp.where(known, later, kept), jnp.where(warm, average, keep * average))
-            )
-            scales.append(scale)
+        average = state.leaf_averages
+        known = average > 0
+        limit = jax.lax.stop_gradient(jnp.where(known, relative * average, jnp.inf).astype(seen.norms.dtype))
+        clipped = jnp.where(warm, seen.norm > global_limit, jnp.any(seen.norms > limit))
+        scales = jnp.where(warm, global_scale, scale_to(seen.norms, limit))
+        kept = as_float32(seen.norms * scales)
+        later = jnp.where(warm, jnp.minimum(average, kept), keep * average + (1 - keep) * kept)
+        idle = jnp.where(warm, average, keep * average)
+        averages = jnp.where(kept > 0, jnp.where(known, later, kept), idle)
         scale, angle = effect_of_scales(seen.norms, seen.norm, scales)
         return scaled(seen, scales), record(
             state,
@@ -312,7 +312,7 @@ def adaptive_clip_by_history(
             scale=scale,
             clipped=clipped,
             angle=angle,
-            leaf_averages=jax.tree.unflatten(seen.treedef, averages),
+            leaf_averages=averages,
             num_recorded=optax.safe_increment(state.num_recorded),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -67,21 +68,31 @@ def clip(max_value: Threshold, *, on_nonfinite: OnNonfinite = "skip") -> optax.G
 
     def update(updates, state, params=None):
         del params
+        for leaf in jax.tree.leaves(updates):
+            if jnp.iscomplexobj(leaf):
+                raise TypeError(message("clip", "real gradients", f"a leaf of dtype {leaf.dtype}", "use clip_by_norm"))
         seen = measure("clip", updates, state, on_nonfinite)
-        leaves, changed = [], jnp.zeros((), jnp.bool_)
-        for leaf in usable_leaves(seen):
+
+        def limit(leaf):
+            return threshold_at(max_value, state.count, accumulator(leaf)).astype(leaf.dtype)
+
+        def clip_entries(leaves):
+            clipped = []
+            for leaf in leaves:
+                if is_inexact(leaf):
+                    # Not jnp.clip: a subnormal number is below any limit but zero, and else passes as it is.
+                    outside = (jnp.abs(leaf) > limit(leaf)) | (limit(leaf) == 0)
+                    leaf = jnp.where(outside, jnp.sign(leaf) * limit(leaf), leaf)
+                clipped.append(leaf)
+            return clipped
+
+        before = usable_leaves(seen)
+        changed = jnp.zeros((), jnp.bool_)
+        for leaf in before:
             if is_inexact(leaf):
-                if jnp.iscomplexobj(leaf):
-                    raise TypeError(
-                        message("clip", "real gradients", f"a leaf of dtype {leaf.dtype}", "use clip_by_norm")
-                    )
-                limit = threshold_at(max_value, state.count, accumulator(leaf)).astype(leaf.dtype)
-                outside = jnp.abs(leaf) > limit
-                changed |= jnp.any(outside)
-                # A subnormal number compares as zero, and must not outlive a limit of zero.
-                leaf = jnp.where(outside | (limit == 0), jnp.sign(leaf) * limit, leaf)
-            leaves.append(leaf)
-        scale, angle = effect_of_entries(seen, leaves, changed)
+                changed |= jnp.any(jnp.abs(leaf) > limit(leaf))
+        scale, angle = effect_of_entries(seen, clip_entries, changed)
+        leaves = clip_entries(before)
         return finish(seen, leaves), record(state, seen, scale=scale, clipped=changed, angle=angle)
 
     return optax.GradientTransformation(init, update)
@@ -130,11 +141,9 @@ def clip_by_norm(max_norm: Threshold, *, on_nonfinite: OnNonfinite = "skip") -> 
     def update(updates, state, params=None):
         del params
         seen = measure("clip_by_norm", updates, state, on_nonfinite)
-        scales, clipped = [], jnp.zeros((), jnp.bool_)
-        for norm in seen.norms:
-            limit = threshold_at(max_norm, state.count, norm.dtype)
-            clipped |= norm > limit
-            scales.append(scale_to(norm, limit))
+        limit = threshold_at(max_norm, state.count, seen.norms.dtype)
+        scales = scale_to(seen.norms, limit)
+        clipped = jnp.any(seen.norms > limit)
         scale, angle = effect_of_scales(seen.norms, seen.norm, scales)
         return scaled(seen, scales), record(state, seen, scale=scale, clipped=clipped, angle=angle)
 
@@ -197,7 +206,7 @@ def clip_by_global_norm(max_norm: Threshold, *, on_nonfinite: OnNonfinite = "ski
         seen = measure("clip_by_global_norm", updates, state, on_nonfinite)
         limit = threshold_at(max_norm, state.count, seen.norm.dtype)
         scale = scale_to(seen.norm, limit)
-        updates = scaled(seen, [scale] * len(seen.leaves))
+        updates = scaled(seen, scale)
         return updates, record(state, seen, scale=scale, clipped=seen.norm > limit)
 
     return optax.GradientTransformation(init, update)
@@ -268,7 +277,7 @@ def smooth_clip(
         ratio = jnp.where(usable, smaller, 0) / jnp.where(usable, larger, 1)
         factor = (1 + jnp.where(usable, ratio, 1) ** power) ** (-1 / power)
         scale = jnp.where(usable, factor * jnp.where(above, ratio, 1), jnp.where(above, 0, 1))
-        updates = scaled(seen, [scale] * len(seen.leaves))
+        updates = scaled(seen, scale)
         return updates, record(state, seen, scale=scale, clipped=above)
 
     return optax.GradientTransformation(init, update)

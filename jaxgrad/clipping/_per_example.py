@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgrad._checks import message
-from jaxgrad._norms import accumulator, is_inexact, leaf_norms, product_dtype, total_norm, unit_norms
+from jaxgrad._norms import accumulator, is_inexact, leaf_norms, product_dtype, total_norm, unit_norms, widest
 from jaxgrad.clipping._nonfinite import OnNonfinite, check_policy
 from jaxgrad.clipping._state import PerExampleClipState, init_record
 from jaxgrad.clipping._step import Measured, check_structure, effect_of_entries, record, scale_to
@@ -110,14 +110,14 @@ def per_example_clip(
         for index, mean in zip(counted, plain, strict=True):
             leaves[index] = mean
         seen_norms = leaf_norms(leaves)
-        bad = jnp.where(usable, 0.0, jnp.nan)
+        bad = jnp.where(usable, 0.0, jnp.nan).astype(seen_norms.dtype)
         seen = Measured(
             leaves=leaves,
             treedef=treedef,
             norms=seen_norms,
             norm=total_norm(seen_norms),
-            seen_norms=[norm + bad.astype(norm.dtype) for norm in seen_norms],
-            seen_norm=total_norm(seen_norms) + bad.astype(norms.dtype),
+            seen_norms=seen_norms + bad,
+            seen_norm=total_norm(seen_norms) + bad,
             usable=usable,
             nonfinite=~finite,
             policy=on_nonfinite,
@@ -126,7 +126,7 @@ def per_example_clip(
         for index, mean in zip(counted, means, strict=True):
             after[index] = mean
         clipped = jnp.any(outside)
-        scale, angle = effect_of_entries(seen, after, clipped)
+        scale, angle = effect_of_entries(seen, lambda _: after, clipped)
 
         history: dict[str, Any] = {"example_fraction": jnp.mean(outside, dtype=jnp.float32)}
         if noisy:
@@ -148,8 +148,8 @@ def per_example_clip(
 
 
 def _check_examples(updates: Any, state: Any, params: Any) -> None:
-    leaves, treedef = jax.tree.flatten(updates)
-    check_structure("per_example_clip", treedef, state)
+    leaves = jax.tree.leaves(updates)
+    check_structure("per_example_clip", updates, state)
     shapes = [jnp.shape(leaf) for leaf in leaves if is_inexact(leaf)]
     sizes = {shape[:1] for shape in shapes}
     fits = params is None or shapes == [
@@ -171,7 +171,7 @@ def _example_norms(stacks: list[Any]) -> Array:
     if not stacks:
         return jnp.zeros(1, jnp.float32)
     norms = unit_norms(stacks, tuple(tuple(range(1, stack.ndim)) for stack in stacks))
-    return jax.vmap(total_norm)([norm.reshape(-1) for norm in norms])
+    return jax.vmap(total_norm)(jnp.stack([norm.reshape(-1).astype(widest(norms)) for norm in norms], axis=1))
 
 
 def _mean(stack: Any, scales: Array | None) -> Array:

@@ -100,6 +100,9 @@ def spike_aware_clip(
         )
 
     def update(updates, state, params=None, **extra_args):
+        for leaf in jax.tree.leaves(updates):
+            if jnp.iscomplexobj(leaf):
+                raise TypeError(message(name, "real gradients", f"a leaf of dtype {leaf.dtype}", "clip by norm"))
         seen = measure(name, updates, state, on_nonfinite)
         due = (state.since_reset >= reset_every) & (jnp.asarray(reset_every) > 0)
         since_reset = jnp.where(due, 0, state.since_reset)
@@ -109,20 +112,29 @@ def spike_aware_clip(
 
         ready = since_reset >= min_history
         root = jnp.sqrt(threshold_at(threshold, state.count, jnp.float32))
-        leaves, num_spikes, num_entries = [], jnp.zeros((), jnp.float32), 0
-        for leaf, moment in zip(usable_leaves(seen), _second_moment(inner_state, seen.treedef), strict=True):
-            if is_inexact(leaf):
-                if jnp.iscomplexobj(leaf):
-                    raise TypeError(message(name, "real gradients", f"a leaf of dtype {leaf.dtype}", "clip by norm"))
-                wide = accumulator(leaf)
-                limit = root.astype(wide) * jnp.sqrt(moment.astype(wide))
-                spike = ready & (moment > 0) & (jnp.abs(leaf).astype(wide) > limit)
-                num_spikes += jnp.sum(spike, dtype=jnp.float32)
-                num_entries += leaf.size
-                leaf = jnp.where(spike, jnp.sign(leaf) * limit.astype(leaf.dtype), leaf)
-            leaves.append(leaf)
+        moments = _second_moment(inner_state, seen.treedef)
+
+        def limit(leaf, moment):
+            return root.astype(accumulator(leaf)) * jnp.sqrt(moment.astype(accumulator(leaf)))
+
+        def spikes(leaf, moment):
+            return ready & (moment > 0) & (jnp.abs(leaf).astype(accumulator(leaf)) > limit(leaf, moment))
+
+        def clip_spikes(leaves):
+            return [
+                jnp.where(spikes(leaf, moment), jnp.sign(leaf) * limit(leaf, moment).astype(leaf.dtype), leaf)
+                if is_inexact(leaf)
+                else leaf
+                for leaf, moment in zip(leaves, moments, strict=True)
+            ]
+
+        before = usable_leaves(seen)
+        counted = [(leaf, moment) for leaf, moment in zip(before, moments, strict=True) if is_inexact(leaf)]
+        num_spikes = sum((jnp.sum(spikes(*pair), dtype=jnp.float32) for pair in counted), jnp.zeros((), jnp.float32))
+        num_entries = sum(leaf.size for leaf, _ in counted)
         clipped = num_spikes > 0
-        scale, angle = effect_of_entries(seen, leaves, clipped)
+        scale, angle = effect_of_entries(seen, clip_spikes, clipped)
+        leaves = clip_spikes(before)
         updates = finish(seen, leaves)
         if on_nonfinite == "skip":
             updates, new_inner_state = update_if(seen.usable, inner, updates, inner_state, params, extra_args)

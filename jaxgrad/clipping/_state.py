@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxgrad._paths import Labels, as_labels, named_leaves
 
 
 class ClipState(NamedTuple):
@@ -22,8 +23,8 @@ class ClipState(NamedTuple):
       clip_fraction: Fraction of all steps so far that were clipped, float32.
       angle: Angle between the gradient before and after, float32, in radians; 0 where it only became shorter.
       num_nonfinite: Steps so far that had a non-finite entry, int32.
-      leaf_norms: Norm of each leaf of what came in, a tree like the parameters of float32 scalars; 0 for a leaf that is
-        not floating.
+      leaf_norms: Norm of each leaf of what came in, float32 of shape (leaves,); 0 for a leaf that is not floating.
+      leaf_names: Path of each leaf, the only key of a mapping each, so that it is part of the structure.
     """
 
     count: Int[Array, ""]
@@ -33,14 +34,15 @@ class ClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
 
 
 class QuantileClipState(NamedTuple):
     """State of :func:`jaxgrad.clipping.clip_by_quantile`: the fields of ``ClipState``, and its history.
 
     Attributes:
-      count: As in ``ClipState``, like all fields up to ``leaf_norms``.
+      count: As in ``ClipState``, like all fields up to ``leaf_names``.
       norm: See above.
       scale: See above.
       clipped: See above.
@@ -48,6 +50,7 @@ class QuantileClipState(NamedTuple):
       angle: See above.
       num_nonfinite: See above.
       leaf_norms: See above.
+      leaf_names: See above.
       history: The last norms, a ring of shape (window,), float32.
       num_recorded: Norms recorded so far, int32; the next one goes to ``num_recorded % window``.
     """
@@ -59,7 +62,8 @@ class QuantileClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
     history: Float[Array, " window"]
     num_recorded: Int[Array, ""]
 
@@ -68,7 +72,7 @@ class ZScoreClipState(NamedTuple):
     """State of :func:`jaxgrad.clipping.clip_by_zscore`: the fields of ``ClipState``, and its history.
 
     Attributes:
-      count: As in ``ClipState``, like all fields up to ``leaf_norms``.
+      count: As in ``ClipState``, like all fields up to ``leaf_names``.
       norm: See above.
       scale: See above.
       clipped: See above.
@@ -76,6 +80,7 @@ class ZScoreClipState(NamedTuple):
       angle: See above.
       num_nonfinite: See above.
       leaf_norms: See above.
+      leaf_names: See above.
       mean: Running mean of the clipped norms, float32.
       deviation: Their running standard deviation, float32.
       num_recorded: Norms recorded so far, int32.
@@ -88,7 +93,8 @@ class ZScoreClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
     mean: Float[Array, ""]
     deviation: Float[Array, ""]
     num_recorded: Int[Array, ""]
@@ -98,7 +104,7 @@ class HistoryClipState(NamedTuple):
     """State of :func:`jaxgrad.clipping.adaptive_clip_by_history`: the fields of ``ClipState``, and its history.
 
     Attributes:
-      count: As in ``ClipState``, like all fields up to ``leaf_norms``.
+      count: As in ``ClipState``, like all fields up to ``leaf_names``.
       norm: See above.
       scale: See above.
       clipped: See above.
@@ -106,8 +112,9 @@ class HistoryClipState(NamedTuple):
       angle: See above.
       num_nonfinite: See above.
       leaf_norms: See above.
-      leaf_averages: Running average of each leaf's clipped norm, a tree like the parameters of float32 scalars; 0 for a
-        leaf that had no gradient yet.
+      leaf_names: See above.
+      leaf_averages: Running average of each leaf's clipped norm, float32 of shape (leaves,); 0 for a leaf that had no
+        gradient yet.
       num_recorded: Steps recorded so far, int32.
     """
 
@@ -118,8 +125,9 @@ class HistoryClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
-    leaf_averages: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
+    leaf_averages: Float[Array, " leaves"]
     num_recorded: Int[Array, ""]
 
 
@@ -127,7 +135,7 @@ class SpikeClipState(NamedTuple):
     """State of :func:`jaxgrad.clipping.spike_aware_clip`: the fields of ``ClipState``, and the wrapped optimizer's.
 
     Attributes:
-      count: As in ``ClipState``, like all fields up to ``leaf_norms``.
+      count: As in ``ClipState``, like all fields up to ``leaf_names``.
       norm: See above.
       scale: See above.
       clipped: See above.
@@ -135,6 +143,7 @@ class SpikeClipState(NamedTuple):
       angle: See above.
       num_nonfinite: See above.
       leaf_norms: See above.
+      leaf_names: See above.
       spike_fraction: Fraction of the entries that were spikes at the last step, float32.
       since_reset: Steps taken since the moments were last at zero, int32.
       num_resets: Resets so far, int32.
@@ -148,7 +157,8 @@ class SpikeClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
     spike_fraction: Float[Array, ""]
     since_reset: Int[Array, ""]
     num_resets: Int[Array, ""]
@@ -159,7 +169,7 @@ class PerExampleClipState(NamedTuple):
     """State of :func:`jaxgrad.clipping.per_example_clip`: the fields of ``ClipState``, of the mean over the batch.
 
     Attributes:
-      count: As in ``ClipState``, like all fields up to ``leaf_norms``.
+      count: As in ``ClipState``, like all fields up to ``leaf_names``.
       norm: Global norm of the mean of the gradients that came in.
       scale: Norm of the mean of the clipped gradients over ``norm``, without the noise.
       clipped: Whether any example was clipped.
@@ -167,6 +177,7 @@ class PerExampleClipState(NamedTuple):
       angle: Angle between the mean gradient before and after, without the noise.
       num_nonfinite: Steps so far that had a non-finite entry.
       leaf_norms: Norm of each leaf of the mean gradient.
+      leaf_names: As in ``ClipState``.
       example_fraction: Fraction of the examples of the last step that were clipped, float32.
       key: Random key of the next step's noise; None without noise.
     """
@@ -178,13 +189,15 @@ class PerExampleClipState(NamedTuple):
     clip_fraction: Float[Array, ""]
     angle: Float[Array, ""]
     num_nonfinite: Int[Array, ""]
-    leaf_norms: Any
+    leaf_norms: Float[Array, " leaves"]
+    leaf_names: Labels
     example_fraction: Float[Array, ""]
     key: PRNGKeyArray | None
 
 
 def init_record(params: Any) -> dict[str, Any]:
     """Make the shared fields for a first step, each an array of its own, so that a state can be donated."""
+    names, leaves, _ = named_leaves(params)
     return {
         "count": jnp.zeros((), jnp.int32),
         "norm": jnp.zeros((), jnp.float32),
@@ -193,10 +206,6 @@ def init_record(params: Any) -> dict[str, Any]:
         "clip_fraction": jnp.zeros((), jnp.float32),
         "angle": jnp.zeros((), jnp.float32),
         "num_nonfinite": jnp.zeros((), jnp.int32),
-        "leaf_norms": scalar_tree(params),
+        "leaf_norms": jnp.zeros(len(leaves), jnp.float32),
+        "leaf_names": as_labels(names),
     }
-
-
-def scalar_tree(params: Any) -> Any:
-    """Make a tree like the parameters, of float32 zeros."""
-    return jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)

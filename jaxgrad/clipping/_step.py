@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array
 
 from jaxgrad._checks import message
-from jaxgrad._norms import is_inexact, leaf_norms, product_dtype, total_norm
+from jaxgrad._norms import is_inexact, leaf_norms, product_dtype, quotient, total_norm
+from jaxgrad._paths import label_names, named_leaves
 from jaxgrad.clipping._nonfinite import keep_if, zero_unless
 
 
@@ -21,9 +22,9 @@ class Measured(NamedTuple):
     Attributes:
       leaves: The leaves; under ``on_nonfinite="zero"`` with the non-finite entries already 0.
       treedef: Their tree.
-      norms: Norm of each leaf; 0 at a step that is not ``usable``.
+      norms: Norms of the leaves, of shape (leaves,); 0 at a step that is not ``usable``.
       norm: Global norm; 0 at a step that is not ``usable``.
-      seen_norms: Norm of each leaf as it came, for the record.
+      seen_norms: Norms of the leaves as they came, for the record.
       seen_norm: Global norm as it came.
       usable: Whether there is something to clip: False at a non-finite step that is skipped or propagated.
       nonfinite: Whether any entry was not finite.
@@ -32,24 +33,26 @@ class Measured(NamedTuple):
 
     leaves: list[Any]
     treedef: Any
-    norms: list[Array]
+    norms: Array
     norm: Array
-    seen_norms: list[Array]
+    seen_norms: Array
     seen_norm: Array
     usable: Array
     nonfinite: Array
     policy: str
 
 
-def check_structure(function: str, treedef: Any, state: Any) -> None:
+def check_structure(function: str, updates: Any, state: Any) -> None:
     """Refuse gradients that are another tree than the parameters were: the state would change its structure."""
-    expected = jax.tree.structure(state.leaf_norms)
-    if treedef != expected:
+    names, _, _ = named_leaves(updates)
+    expected = label_names(state.leaf_names)
+    if names != expected:
+        differing = [name for name in names if name not in expected] or [name for name in expected if name not in names]
         raise ValueError(
             message(
                 function,
-                f"gradients like the parameters given to init, {expected}",
-                str(treedef),
+                f"gradients like the parameters given to init, with {len(expected)} leaves",
+                f"{len(names)} leaves; not in both is {differing[:3]}",
                 "call init with a tree of the same structure as the gradients",
             )
         )
@@ -57,28 +60,20 @@ def check_structure(function: str, treedef: Any, state: Any) -> None:
 
 def measure(function: str, updates: Any, state: Any, policy: str) -> Measured:
     """Take the norms of one step's gradients, and settle what is usable of them."""
+    check_structure(function, updates, state)
     leaves, treedef = jax.tree.flatten(updates)
-    check_structure(function, treedef, state)
     norms = leaf_norms(leaves)
-    finite = jnp.isfinite(total_norm(norms))
+    finite = jnp.all(jnp.isfinite(norms))
     if policy == "zero":
         leaves = [jnp.where(jnp.isfinite(leaf), leaf, 0) if is_inexact(leaf) else leaf for leaf in leaves]
-        counted = [index for index, leaf in enumerate(leaves) if is_inexact(leaf)]
-        again = jax.lax.cond(
-            finite,
-            lambda norms, _: norms,
-            lambda _, leaves: leaf_norms(leaves),
-            [norms[index] for index in counted],
-            [leaves[index] for index in counted],
-        )
-        for index, value in zip(counted, again, strict=True):
-            norms[index] = value
+        counted = [leaf if is_inexact(leaf) else 0 for leaf in leaves]
+        norms = jax.lax.cond(finite, lambda norms, _: norms, lambda _, leaves: leaf_norms(leaves), norms, counted)
     norm = total_norm(norms)
     usable = jnp.ones_like(finite) if policy == "zero" else finite
     return Measured(
         leaves=leaves,
         treedef=treedef,
-        norms=[jnp.where(usable, value, 0) for value in norms],
+        norms=jnp.where(usable, norms, 0),
         norm=jnp.where(usable, norm, 0),
         seen_norms=norms,
         seen_norm=norm,
@@ -105,14 +100,13 @@ def usable_leaves(seen: Measured) -> list[Any]:
     return zero_unless(seen.usable, seen.leaves)
 
 
-def scaled(seen: Measured, scales: Sequence[Array]) -> Any:
-    """Multiply each leaf by its scale, a scalar or an array that broadcasts, and keep its dtype."""
+def scaled(seen: Measured, scales: Array | Sequence[Array]) -> Any:
+    """Multiply each leaf by its scale, or all by one, and keep its dtype. A scale may be an array that broadcasts."""
+    leaves = usable_leaves(seen)
+    each = [scales] * len(leaves) if isinstance(scales, Array) and scales.ndim == 0 else list(scales)
     return finish(
         seen,
-        [
-            _multiply(leaf, scale) if is_inexact(leaf) else leaf
-            for leaf, scale in zip(usable_leaves(seen), scales, strict=True)
-        ],
+        [_multiply(leaf, scale) if is_inexact(leaf) else leaf for leaf, scale in zip(leaves, each, strict=True)],
     )
 
 
@@ -131,54 +125,45 @@ def scale_to(norm: Array, limit: Array) -> Array:
     return jnp.where(above, limit / jnp.where(above, norm, 1), 1)
 
 
-def effect_of_scales(norms: Sequence[Array], total: Array, scales: Sequence[Array]) -> tuple[Array, Array]:
+def effect_of_scales(norms: Array, total: Array, scales: Array) -> tuple[Array, Array]:
     """Return norm after over norm before, and the angle, when parts with these norms are multiplied by these scales.
 
     The angle comes from the part of the result across the gradient and the part along it: unlike an arccosine that is
     right for small angles too.
     """
-    dtype = total.dtype
-    if not norms:
-        return jnp.ones((), dtype), jnp.zeros((), dtype)
-    positive = total > 0
-    weights = [jnp.square(norm.astype(dtype) / jnp.where(positive, total, 1)) for norm in norms]
-    scales = [scale.astype(dtype) for scale in scales]
-    largest = jnp.max(jnp.stack([jnp.max(scale) for scale in scales]))
-    ratios = [scale / jnp.where(largest > 0, largest, 1) for scale in scales]
-    along = _sums([ratio * weight for ratio, weight in zip(ratios, weights, strict=True)])
-    across = _sums([jnp.square(ratio - along) * weight for ratio, weight in zip(ratios, weights, strict=True)])
-    after = _sums([jnp.square(ratio) * weight for ratio, weight in zip(ratios, weights, strict=True)])
-    return jnp.where(positive, largest * jnp.sqrt(after), 1), jnp.arctan2(jnp.sqrt(across), along)
+    weights = jnp.square(quotient(norms, total))
+    largest = jnp.max(scales, initial=0)
+    ratios = scales / jnp.where(largest > 0, largest, 1)
+    along = jnp.sum(ratios * weights)
+    across = jnp.sum(jnp.square(ratios - along) * weights)
+    after = jnp.sum(jnp.square(ratios) * weights)
+    return jnp.where(total > 0, largest * jnp.sqrt(after), 1), jnp.arctan2(jnp.sqrt(across), along)
 
 
-def _sums(arrays: Sequence[Array]) -> Array:
-    return jnp.sum(jnp.stack([jnp.sum(array) for array in arrays]))
-
-
-def effect_of_entries(seen: Measured, after: Sequence[Any], changed: Array) -> tuple[Array, Array]:
+def effect_of_entries(seen: Measured, change: Callable[[list[Any]], list[Any]], changed: Array) -> tuple[Array, Array]:
     """Return norm after over norm before, and the angle, when entries were changed one by one.
 
     Costs two more reads, and only where something was changed.
     """
-    before = usable_leaves(seen)
-    pairs = [(old, new) for old, new in zip(before, after, strict=True) if is_inexact(old)]
 
-    def compare(pairs, norm):
+    def compare(leaves, norm):
+        pairs = [(old, new) for old, new in zip(leaves, change(leaves), strict=True) if is_inexact(old)]
         norm_after = total_norm(leaf_norms([new for _, new in pairs])).astype(norm.dtype)
         positive = (norm > 0) & (norm_after > 0)
-        apart, together = [], []
+        apart, together = jnp.zeros_like(norm), jnp.zeros_like(norm)
         for old, new in pairs:
-            wide = product_dtype(old)
-            old = old.astype(wide) / jnp.where(positive, norm, 1).astype(wide)
-            new = new.astype(wide) / jnp.where(positive, norm_after, 1).astype(wide)
-            apart.append(jnp.sum(jnp.square(jnp.abs(new - old))).astype(norm.dtype))
-            together.append(jnp.sum(jnp.square(jnp.abs(new + old))).astype(norm.dtype))
-        angle = 2 * jnp.arctan2(jnp.sqrt(_sums(apart)), jnp.sqrt(_sums(together)))
+            old, new = quotient(old, norm), quotient(new, norm_after)
+            apart += jnp.sum(jnp.square(jnp.abs(new - old))).astype(norm.dtype)
+            together += jnp.sum(jnp.square(jnp.abs(new + old))).astype(norm.dtype)
+        angle = 2 * jnp.arctan2(jnp.sqrt(apart), jnp.sqrt(together))
         return norm_after / jnp.where(norm > 0, norm, 1), jnp.where(positive, angle, 0)
 
-    if not pairs:
-        return jnp.ones_like(seen.norm), jnp.zeros_like(seen.norm)
-    return jax.lax.cond(changed, compare, lambda _, norm: (jnp.ones_like(norm), jnp.zeros_like(norm)), pairs, seen.norm)
+    def same(leaves, norm):
+        del leaves
+        return jnp.ones_like(norm), jnp.zeros_like(norm)
+
+    # The change is made inside of the branch: what is handed into one is written to memory.
+    return jax.lax.cond(changed, compare, same, usable_leaves(seen), seen.norm)
 
 
 def record(
@@ -196,7 +181,7 @@ def record(
         "clip_fraction": state.clip_fraction + part / count.astype(jnp.float32),
         "angle": jnp.where(seen.usable, angle, 0.0).astype(jnp.float32),
         "num_nonfinite": state.num_nonfinite + seen.nonfinite.astype(jnp.int32),
-        "leaf_norms": jax.tree.unflatten(seen.treedef, [as_float32(norm) for norm in seen.seen_norms]),
+        "leaf_norms": as_float32(seen.seen_norms),
     }
     for name, new in history.items():
         record[name] = keep_if(seen.usable, new, getattr(state, name))

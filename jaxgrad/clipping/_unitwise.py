@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxgrad._checks import message
-from jaxgrad._norms import is_inexact, unit_norms
+from jaxgrad._norms import is_inexact, unit_norms, widest
 from jaxgrad._paths import named_leaves
 from jaxgrad.clipping._nonfinite import OnNonfinite, check_policy
 from jaxgrad.clipping._state import ClipState, init_record
@@ -145,11 +145,13 @@ def adaptive_clip(
         seen = measure("adaptive_clip", updates, state, on_nonfinite)
         names, weights, _ = named_leaves(params)
         chosen = unit_axes("adaptive_clip", names, weights, axes, silent=True)
-        clipped, norms, scales = jnp.zeros((), jnp.bool_), list(seen.norms), [jnp.ones_like(n) for n in seen.norms]
         counted = [index for index, axis in enumerate(chosen) if axis is not None and is_inexact(seen.leaves[index])]
         counted_axes = tuple(chosen[index] for index in counted)
         of_gradient = unit_norms([seen.leaves[index] for index in counted], counted_axes)
         of_weights = unit_norms([weights[index] for index in counted], counted_axes)
+        # A leaf that is left alone is one unit, with the factor 1.
+        norms, scales = list(seen.norms), [jnp.ones((), norm.dtype) for norm in seen.norms]
+        clipped = jnp.zeros((), jnp.bool_)
         for index, norm, size in zip(counted, of_gradient, of_weights, strict=True):
             ratio = threshold_at(max_ratio, state.count, norm.dtype)
             least = threshold_at(floor, state.count, norm.dtype)
@@ -157,10 +159,15 @@ def adaptive_clip(
             norms[index] = jnp.where(seen.usable, norm, 0)
             scales[index] = scale_to(norms[index], limit)
             clipped |= jnp.any(norms[index] > limit)
-        scale, angle = effect_of_scales(norms, seen.norm, scales)
+        scale, angle = effect_of_scales(_raveled(norms), seen.norm, _raveled(scales))
         return scaled(seen, scales), record(state, seen, scale=scale, clipped=clipped, angle=angle)
 
     return optax.GradientTransformation(init, update)
+
+
+def _raveled(arrays: Sequence[jax.Array]) -> jax.Array:
+    dtype = widest(arrays)
+    return jnp.concatenate([jnp.zeros(0, dtype), *(array.ravel().astype(dtype) for array in arrays)])
 
 
 def unit_axes(

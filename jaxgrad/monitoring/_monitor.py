@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrad._checks import message
 from jaxgrad._norms import is_inexact, real_parts, widest
+from jaxgrad._paths import Labels, as_labels, label_names
 from jaxgrad.monitoring._norms import Group, group_leaves, group_norms
 
 
@@ -35,27 +36,29 @@ class MonitorState(NamedTuple):
     """What :func:`monitor` has recorded; :func:`read` makes plain numbers of it.
 
     Structure, shapes and dtypes are those of ``init`` ever after, so it goes through ``lax.scan``, donation and
-    checkpoints. A record that was not asked for is empty. Names are the sorted keys of ``norms``.
+    checkpoints. A record that was not asked for is ``None``.
 
     Attributes:
       label: The monitor's name as the only key, or empty.
       step: Number of updates seen.
-      norms: Norm of the last update by layer, scalars.
-      param_norms: Norm of the parameters by layer, scalars.
-      update_ratios: Ratio of the two by layer, scalars.
+      layers: Name of each layer, the only key of a mapping each, so that it is part of the structure.
+      norms: Norm of the last update by layer, of shape (layers,).
+      param_norms: Norm of the parameters by layer, of shape (layers,), or ``None``.
+      update_ratios: Ratio of the two by layer, of shape (layers,), or ``None``.
       noise: State of the gradient-noise scale, or ``None``.
       probabilities: The quantiles asked for, as keys.
       window: The last norms of each layer, of shape (window, layers), or ``None``; NaN where there was no step yet.
-      first_nonfinite: Number of the first layer that was not finite, in the sorted names; -1: none.
+      first_nonfinite: Number of the first layer that was not finite; -1: none.
       first_nonfinite_step: The update at which it was not, counted from 0; -1: none.
       num_nonfinite: Number of updates with a NaN or an infinity.
     """
 
     label: dict[str, None]
     step: Int[Array, ""]
-    norms: dict[str, Float[Array, ""]]
-    param_norms: dict[str, Float[Array, ""]]
-    update_ratios: dict[str, Float[Array, ""]]
+    layers: Labels
+    norms: Float[Array, " layers"]
+    param_norms: Float[Array, " layers"] | None
+    update_ratios: Float[Array, " layers"] | None
     noise: NoiseState | None
     probabilities: dict[str, None]
     window: Float[Array, "window layers"] | None
@@ -154,8 +157,8 @@ def monitor(
         layers = [group.name for group in groups]
         dtype = widest([leaf for group in groups for leaf in group.leaves])
 
-        def zeros() -> dict[str, Array]:
-            return {layer: jnp.zeros((), dtype) for layer in layers}
+        def zeros() -> Float[Array, " layers"]:
+            return jnp.zeros(len(layers), dtype)
 
         def integer(value: int) -> Array:
             return jnp.full((), value, jnp.int32)
@@ -167,9 +170,10 @@ def monitor(
         return MonitorState(
             label={} if name is None else {name: None},
             step=integer(0),
+            layers=as_labels(layers),
             norms=zeros(),
-            param_norms=zeros() if needs_params else {},
-            update_ratios=zeros() if update_ratio else {},
+            param_norms=zeros() if needs_params else None,
+            update_ratios=zeros() if update_ratio else None,
             noise=noise,
             probabilities={repr(float(quantile)): None for quantile in quantiles},
             window=jnp.full((window, len(layers)), jnp.nan, dtype) if quantiles else None,
@@ -191,23 +195,23 @@ def monitor(
             return updates, state._replace(step=step)
         param_groups = _known(group_leaves(params, depth), state) if needs_params else []
         values, finite = group_norms([*groups, *param_groups])
-        values, finite = values.astype(_dtype(state)), finite[: len(groups)]
-        layers = [group.name for group in groups]
-        norms = _fill(state.norms, layers, values[: len(groups)])
-        param_values = _fill(state.param_norms, [group.name for group in param_groups], values[len(groups) :])
-        # Of several layers the first in the order of the tree, which is not that of the names: layers/10, layers/2.
-        numbers = {layer: number for number, layer in enumerate(sorted(norms))}
-        positions = jnp.asarray([numbers[layer] for layer in layers], jnp.int32)
+        values, finite = values.astype(state.norms.dtype), finite[: len(groups)]
+        places = _places(groups, state)
+        # A layer without an update has norm 0.
+        norms = jnp.zeros_like(state.norms).at[places].set(values[: len(groups)])
+        sizes = None
+        if needs_params:
+            sizes = jnp.zeros_like(norms).at[_places(param_groups, state)].set(values[len(groups) :])
         bad = ~jnp.all(finite)
         first = bad & (state.first_nonfinite < 0)
         return updates, state._replace(
             step=step,
             norms=norms,
-            param_norms=param_values,
-            update_ratios={key: _ratio(norms[key], param_values[key]) for key in state.update_ratios},
+            param_norms=sizes,
+            update_ratios=_ratio(norms, sizes) if update_ratio else None,
             noise=_update_noise(state.noise, updates, bad, batch_size, decay),
             window=_write(state.window, state.step, norms),
-            first_nonfinite=jnp.where(first, positions[jnp.argmin(finite)], state.first_nonfinite),
+            first_nonfinite=jnp.where(first, places[jnp.argmin(finite)], state.first_nonfinite),
             first_nonfinite_step=jnp.where(first, state.step, state.first_nonfinite_step),
             num_nonfinite=jnp.where(bad, _increment(state.num_nonfinite), state.num_nonfinite),
         )
@@ -250,7 +254,8 @@ def _check_options(depth: Any, noise_scale: bool, batch_size: Any, decay: Any, q
 
 
 def _known(groups: list[Group], state: MonitorState) -> list[Group]:
-    unknown = [group.name for group in groups if group.name not in state.norms]
+    known = set(label_names(state.layers))
+    unknown = [group.name for group in groups if group.name not in known]
     if unknown:
         raise ValueError(
             message(
@@ -263,16 +268,9 @@ def _known(groups: list[Group], state: MonitorState) -> list[Group]:
     return groups
 
 
-def _fill(
-    old: dict[str, Float[Array, ""]], layers: list[str], values: Float[Array, " layers"]
-) -> dict[str, Float[Array, ""]]:
-    """Replace what came, and set to zero what did not: a layer without an update has none."""
-    new = {layer: values[number] for number, layer in enumerate(layers)}
-    return {layer: new.get(layer, jnp.zeros_like(value)) for layer, value in old.items()}
-
-
-def _dtype(state: MonitorState) -> Any:
-    return next(iter(state.norms.values())).dtype
+def _places(groups: list[Group], state: MonitorState) -> Int[Array, " groups"]:
+    numbers = {layer: number for number, layer in enumerate(label_names(state.layers))}
+    return jnp.asarray([numbers[group.name] for group in groups], jnp.int32)
 
 
 def _increment(count: Int[Array, ""]) -> Int[Array, ""]:
@@ -280,18 +278,17 @@ def _increment(count: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.where(count < jnp.iinfo(jnp.int32).max, count + 1, count)
 
 
-def _ratio(norm: Float[Array, ""], param_norm: Float[Array, ""]) -> Float[Array, ""]:
+def _ratio(norm: Float[Array, " layers"], param_norm: Float[Array, " layers"]) -> Float[Array, " layers"]:
     safe = jnp.where(param_norm > 0, param_norm, 1)
     return jnp.where(param_norm > 0, norm / safe, 0)
 
 
 def _write(
-    window: Float[Array, "window layers"] | None, step: Int[Array, ""], norms: dict[str, Float[Array, ""]]
+    window: Float[Array, "window layers"] | None, step: Int[Array, ""], norms: Float[Array, " layers"]
 ) -> Float[Array, "window layers"] | None:
     if window is None:
         return None
-    row = jnp.stack([norms[layer] for layer in sorted(norms)])
-    return window.at[step % window.shape[0]].set(row)
+    return window.at[step % window.shape[0]].set(norms)
 
 
 def _update_noise(

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxgrad._norms import is_inexact, leaf_norms, total_norm, widest
+from jaxgrad._norms import is_inexact, leaf_norms, unit_norms
 from jaxgrad._paths import path_names
 
 
@@ -60,7 +61,12 @@ def group_norms(groups: Sequence[Group]) -> tuple[Float[Array, " groups"], Bool[
     # A measurement has no derivative.
     leaves = [jax.lax.stop_gradient(jnp.asarray(leaf)) for group in groups for leaf in group.leaves]
     # Without the barrier XLA shares the squares with those that an optimizer takes: it writes them all to memory.
-    norms = iter(leaf_norms(jax.lax.optimization_barrier(leaves)))
-    dtype = widest(leaves)
-    values = jnp.stack([total_norm([next(norms) for _ in group.leaves]).astype(dtype) for group in groups])
-    return values, jnp.isfinite(values)
+    norms = leaf_norms(jax.lax.optimization_barrier(leaves))
+    if len(groups) < len(leaves):
+        sizes = np.array([len(group.leaves) for group in groups])
+        # Each row holds the leaves of one group; what is beyond its end reads a zero.
+        places = np.full((len(groups), sizes.max()), len(leaves))
+        places[np.arange(sizes.max()) < sizes[:, None]] = np.arange(len(leaves))
+        padded = jnp.append(norms, jnp.zeros(1, norms.dtype))[places]
+        norms = unit_norms([padded], ((1,),))[0][:, 0]
+    return norms, jnp.isfinite(norms)

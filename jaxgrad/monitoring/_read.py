@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxgrad._checks import message
-from jaxgrad._paths import named_leaves
+from jaxgrad._paths import label_names, named_leaves
 from jaxgrad.monitoring._monitor import MonitorState, NoiseState
 
 _CLIP_FIELDS = ("count", "norm", "scale", "clipped", "clip_fraction", "angle", "num_nonfinite")
@@ -85,7 +85,8 @@ def read(opt_state: Any, name: str | None = None) -> Reading:
     Args:
       opt_state: The state of any optax optimizer, or a tree that holds one, such as a training state. Chains,
         ``MultiSteps``, ``partition``, ``masked``, ``inject_hyperparams`` and other wrappers are searched. A clipper is
-        any NamedTuple with the fields of :class:`Clip`; ``leaf_norms`` may be missing.
+        any NamedTuple with the fields of :class:`jaxgrad.monitoring.Clip`; ``leaf_norms`` may be missing, a tree, or an
+        array beside ``leaf_names``.
       name: The monitor to read, where there are several: the name given to it or, without one, its path in
         ``opt_state``. ``None``: the only one.
 
@@ -128,10 +129,12 @@ def readings_by_name(opt_state: Any) -> dict[str, Reading]:
     """Read every monitor in a state, by name; one reading with the empty name where there are clippers only."""
     monitors: dict[str, MonitorState] = {}
     clips: dict[str, Clip] = {}
+    clip_names: dict[str, list[str]] = {}
     for path, state in _states(opt_state, ()):
         place = jax.tree_util.keystr(path, simple=True, separator="/")
         if not isinstance(state, MonitorState):
             clips[place] = Clip(*(getattr(state, field, None) for field in Clip._fields))
+            clip_names[place] = label_names(getattr(state, "leaf_names", ()))
             continue
         name = next(iter(state.label), place)
         if name in monitors:
@@ -153,7 +156,7 @@ def readings_by_name(opt_state: Any) -> dict[str, Reading]:
         )
     # Values in lists: a dict would come back with its keys sorted.
     states, values = _fetch((list(monitors.values()), list(clips.values())))
-    plain = {place: Clip(*map(_plain, clip)) for place, clip in zip(clips, values, strict=True)}
+    plain = {place: _plain_clip(clip, clip_names[place]) for place, clip in zip(clips, values, strict=True)}
     if not monitors:
         return {"": Reading(None, {}, None, {}, {}, None, {}, None, None, 0, plain)}
     return {name: _reading(state, plain) for name, state in zip(monitors, states, strict=True)}
@@ -189,24 +192,16 @@ def _fetch(tree: Any) -> Any:
 
 
 def _reading(state: MonitorState, clips: dict[str, Clip]) -> Reading:
-    if np.ndim(state.step) > 0:
-        raise ValueError(
-            message(
-                "read",
-                "the state of one optimizer",
-                f"a batch of shape {np.shape(state.step)}",
-                "take one member: jax.tree.map(lambda leaf: leaf[i], opt_state)",
-            )
-        )
-    names = sorted(state.norms)
+    _check_single(state.step)
+    names = label_names(state.layers)
     first = int(state.first_nonfinite)
-    norms = _plain(state.norms)
+    norms = _by_name(names, state.norms)
     return Reading(
         step=int(state.step),
         norms=norms,
         global_norm=math.hypot(*norms.values()),
-        param_norms=_plain(state.param_norms),
-        update_ratios=_plain(state.update_ratios),
+        param_norms=_by_name(names, state.param_norms),
+        update_ratios=_by_name(names, state.update_ratios),
         noise_scale=None if state.noise is None else _noise_scale(state.noise),
         quantiles=_quantiles(state, names),
         first_nonfinite=None if first < 0 else names[first],
@@ -233,6 +228,28 @@ def _quantiles(state: MonitorState, names: list[str]) -> dict[str, dict[float, f
             for key in state.probabilities
         }
     return result
+
+
+def _by_name(names: list[str], values: Any) -> dict[str, float]:
+    return {} if values is None else dict(zip(names, values.tolist(), strict=True))
+
+
+def _check_single(count: Any) -> None:
+    if np.ndim(count) > 0:
+        raise ValueError(
+            message(
+                "read",
+                "the state of one optimizer",
+                f"a batch of shape {np.shape(count)}",
+                "take one member: jax.tree.map(lambda leaf: leaf[i], opt_state)",
+            )
+        )
+
+
+def _plain_clip(clip: Clip, names: list[str]) -> Clip:
+    _check_single(clip.count)
+    leaf_norms = _by_name(names, clip.leaf_norms) if names else _plain(clip.leaf_norms)
+    return Clip(*map(_plain, clip))._replace(leaf_norms=leaf_norms)
 
 
 def _plain(values: Any) -> Any:
