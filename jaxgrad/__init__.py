@@ -6,17 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxgrad import activations as activations
+    from jaxgrad import clipping as clipping
     from jaxgrad import diagnosis as diagnosis
+    from jaxgrad import initializers as initializers
+    from jaxgrad import losses as losses
+    from jaxgrad import meanfield as meanfield
+    from jaxgrad import monitoring as monitoring
+    from jaxgrad import normalization as normalization
+    from jaxgrad import optimizers as optimizers
     from jaxgrad import spectra as spectra
     from jaxgrad import tracing as tracing
     from jaxgrad.diagnosis import explain as explain
+    from jaxgrad.monitoring import monitor as monitor
     from jaxgrad.tracing import trace as trace
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "diagnosis", "explain", "spectra", "trace", "tracing"]
+__all__ = [
+    "__version__",
+    "activations",
+    "clipping",
+    "diagnosis",
+    "explain",
+    "initializers",
+    "losses",
+    "meanfield",
+    "monitor",
+    "monitoring",
+    "normalization",
+    "optimizers",
+    "spectra",
+    "trace",
+    "tracing",
+]
 
-_HOMES = {"explain": "jaxgrad.diagnosis", "trace": "jaxgrad.tracing"}
+_HOMES = {"explain": "jaxgrad.diagnosis", "monitor": "jaxgrad.monitoring", "trace": "jaxgrad.tracing"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def clip_by_quantile(
     check_count("clip_by_quantile", "window", window, least=1, static=True)
     check_policy("clip_by_quantile", on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         return QuantileClipState(
             **init_record(params),
             history=jnp.zeros(window, jnp.float32),
@@ -171,7 +172,7 @@ def clip_by_zscore(
     check_count(name, "warmup_steps", warmup_steps, least=1)
     check_policy(name, on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         return ZScoreClipState(
             **init_record(params),
             mean=jnp.zeros((), jnp.float32),
@@ -280,7 +281,7 @@ def adaptive_clip_by_history(
     check_count(name, "warmup_steps", warmup_steps)
     check_policy(name, on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         record = init_record(params)
         return HistoryClipState(
             **record,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -63,7 +65,7 @@ def clip(max_value: Threshold, *, on_nonfinite: OnNonfinite = "skip") -> optax.G
     check_threshold("clip", "max_value", max_value)
     check_policy("clip", on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         return ClipState(**init_record(params))
 
     def update(updates, state, params=None):
@@ -135,7 +137,7 @@ def clip_by_norm(max_norm: Threshold, *, on_nonfinite: OnNonfinite = "skip") -> 
     check_threshold("clip_by_norm", "max_norm", max_norm)
     check_policy("clip_by_norm", on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         return ClipState(**init_record(params))
 
     def update(updates, state, params=None):
@@ -198,7 +200,7 @@ def clip_by_global_norm(max_norm: Threshold, *, on_nonfinite: OnNonfinite = "ski
     check_threshold("clip_by_global_norm", "max_norm", max_norm)
     check_policy("clip_by_global_norm", on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         return ClipState(**init_record(params))
 
     def update(updates, state, params=None):
@@ -263,7 +265,7 @@ def smooth_clip(
             message("smooth_clip", "a power above 0, finite", repr(power), "use clip_by_global_norm for a hard limit")
         )
 
-    def init(params):
+    def init(params) -> Any:
         return ClipState(**init_record(params))
 
     def update(updates, state, params=None):

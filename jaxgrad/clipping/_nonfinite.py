@@ -83,7 +83,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         updates, inner_state = update_if(finite, inner, updates, state.inner_state, params, extra_args)
         skipped = jnp.logical_not(finite)
         return updates, SkipNonfiniteState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             num_nonfinite=state.num_nonfinite + skipped.astype(jnp.int32),
             num_consecutive=jnp.where(finite, 0, optax.safe_increment(state.num_consecutive)),
             skipped=skipped,

@@ -78,12 +78,12 @@ def per_example_clip(
             message("per_example_clip", "a key for the noise", "key=None", "pass key=jax.random.key(0), say")
         )
 
-    def init(params):
+    def init(params) -> Any:
         # A copy, so that a donated state does not take the caller's key with it.
         return PerExampleClipState(
             **init_record(params),
             example_fraction=jnp.zeros((), jnp.float32),
-            key=jnp.copy(key) if noisy else None,
+            key=None if key is None else jnp.copy(key),
         )
 
     def update(updates, state, params=None):

@@ -88,7 +88,7 @@ def spike_aware_clip(
     check_policy(name, on_nonfinite)
     inner = optax.with_extra_args_support(inner)
 
-    def init(params):
+    def init(params) -> Any:
         inner_state = inner.init(params)
         _second_moment(inner_state, jax.tree.structure(params))
         return SpikeClipState(

@@ -170,7 +170,7 @@ def record(
     state: Any, seen: Measured, *, scale: Array, clipped: Array, angle: Array | float = 0.0, **history: Any
 ) -> Any:
     """Write one step into a state. No gradient flows through it."""
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     clipped = clipped & seen.usable
     part = clipped.astype(jnp.float32) - state.clip_fraction
     record = {

@@ -12,14 +12,14 @@ import optax
 
 from jaxgrad._checks import message
 from jaxgrad._norms import is_inexact, unit_norms, widest
-from jaxgrad._paths import named_leaves
+from jaxgrad._paths import Pattern, match_rules, named_leaves
 from jaxgrad.clipping._nonfinite import OnNonfinite, check_policy
 from jaxgrad.clipping._state import ClipState, init_record
 from jaxgrad.clipping._step import effect_of_scales, measure, record, scale_to, scaled
 from jaxgrad.clipping._thresholds import Threshold, check_threshold, threshold_at
 
 Axes = int | tuple[int, ...]
-Rules = Mapping[str, Axes | None] | Sequence[tuple[str, Axes | None]]
+Rules = Mapping[Pattern, Axes | None] | Sequence[tuple[Pattern, Axes | None]]
 
 
 def unitwise_norm(tree: Any, axes: Axes | Rules | None = None) -> Any:
@@ -53,12 +53,10 @@ def unitwise_norm(tree: Any, axes: Axes | Rules | None = None) -> Any:
     See also:
       ``optax.transforms.unitwise_norm``, which guesses the axes from the rank and broadcasts the result.
     """
-    every = isinstance(axes, int) or (isinstance(axes, tuple) and all(isinstance(axis, int) for axis in axes))
     names, leaves, treedef = named_leaves(tree)
-    if every:
-        chosen = [_in_range("unitwise_norm", name, leaf, axes) for name, leaf in zip(names, leaves, strict=True)]
-    else:
-        chosen = unit_axes("unitwise_norm", names, leaves, axes)
+    every = isinstance(axes, int) or (isinstance(axes, tuple) and all(isinstance(axis, int) for axis in axes))
+    rules: Any = [("", axes)] if every and leaves else axes
+    chosen = unit_axes("unitwise_norm", names, leaves, rules)
     counted = [index for index, leaf in enumerate(leaves) if is_inexact(leaf)]
     norms = unit_norms([leaves[index] for index in counted], tuple(chosen[index] for index in counted))
     for index, norm in zip(counted, norms, strict=True):
@@ -132,7 +130,7 @@ def adaptive_clip(
     check_threshold("adaptive_clip", "floor", floor)
     check_policy("adaptive_clip", on_nonfinite)
 
-    def init(params):
+    def init(params) -> Any:
         names, leaves, _ = named_leaves(params)
         unit_axes("adaptive_clip", names, leaves, axes)
         return ClipState(**init_record(params))
@@ -144,7 +142,7 @@ def adaptive_clip(
             )
         seen = measure("adaptive_clip", updates, state, on_nonfinite)
         names, weights, _ = named_leaves(params)
-        chosen = unit_axes("adaptive_clip", names, weights, axes, silent=True)
+        chosen = unit_axes("adaptive_clip", names, weights, axes)
         counted = [index for index, axis in enumerate(chosen) if axis is not None and is_inexact(seen.leaves[index])]
         counted_axes = tuple(chosen[index] for index in counted)
         of_gradient = unit_norms([seen.leaves[index] for index in counted], counted_axes)
@@ -171,29 +169,16 @@ def _raveled(arrays: Sequence[jax.Array]) -> jax.Array:
 
 
 def unit_axes(
-    function: str, names: Sequence[str], leaves: Sequence[Any], axes: Rules | None, *, silent: bool = False
+    function: str, names: Sequence[str], leaves: Sequence[Any], axes: Rules | None
 ) -> list[tuple[int, ...] | None]:
     """Find the axes that each leaf is summed over; None for a leaf that is left alone."""
-    pairs = list(axes.items()) if isinstance(axes, Mapping) else list(axes or ())
-    for pattern, _ in pairs:
-        if not silent and not any(re.search(pattern, name) for name in names):
-            raise ValueError(
-                message(
-                    function,
-                    "every rule to match a leaf",
-                    f"{pattern!r}, which matches none of {list(names)}",
-                    "correct the pattern, or leave the rule out",
-                )
-            )
+    rules: Any = () if axes is None else axes
     chosen: list[tuple[int, ...] | None] = []
-    for name, leaf in zip(names, leaves, strict=True):
-        match = [axis for pattern, axis in pairs if re.search(pattern, name)]
-        if not match:
+    for name, leaf, rule in zip(names, leaves, match_rules(function, rules, names, "default"), strict=True):
+        if rule == "default":
             chosen.append(_default_axes(name, jnp.ndim(leaf)))
-        elif match[0] is None:
-            chosen.append(None)
         else:
-            chosen.append(_in_range(function, name, leaf, match[0]))
+            chosen.append(None if rule is None else _in_range(function, name, leaf, rule))
     return chosen
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import re
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +14,9 @@ from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgrad._checks import message
-from jaxgrad._paths import named_leaves
+from jaxgrad._paths import Pattern, match_rules, named_leaves
 from jaxgrad.initializers._variance_scaling import Initializer
 
-Pattern = str | re.Pattern[str]
 Rules = Mapping[Pattern, Initializer | None] | Sequence[tuple[Pattern, Initializer | None]]
 
 
@@ -32,10 +28,9 @@ def reinitialize(params: Any, rules: Rules, key: PRNGKeyArray) -> Any:
     Args:
       params: A pytree of parameters, a ``flax.nnx`` module or state, or an equinox module. Paths are spelled as
         :func:`jaxgrad.trace` spells them: ``params/Dense_3/kernel``, ``layers/3/weight``.
-      rules: Patterns and initializers, as a mapping or as pairs; the first that matches wins. A string is a glob in
-        which ``*`` stands for anything, slashes too, and which matches a whole path or its last parts: ``"kernel"`` is
-        every kernel. A compiled regular expression matches where ``search`` finds it. ``None`` for an initializer
-        leaves what matches alone.
+      rules: Regular expressions and initializers, as a mapping or as pairs; the first that is found in a path wins:
+        ``"kernel"`` is in every kernel's, ``"layers/[0-3]/weight"`` in four. ``None`` for an initializer leaves what
+        matches alone.
       key: Random key. Each parameter's own is made from it and the path: another layer changes no other's draw.
 
     Returns:
@@ -44,10 +39,11 @@ def reinitialize(params: Any, rules: Rules, key: PRNGKeyArray) -> Any:
 
     Raises:
       TypeError: ``rules`` is neither, or an initializer is not callable.
-      ValueError: A rule matches no floating-point parameter, or an initializer refuses a shape or returns another one.
+      ValueError: A pattern is no regular expression or matches no floating-point parameter, or an initializer refuses
+        a shape or returns another one.
 
     Numerics:
-      A bias is 1-D, which kernel initializers refuse: ``"kernel"`` is a safer rule than ``"*"``. Kernels of equinox are
+      A bias is 1-D, which kernel initializers refuse: ``"kernel"`` is a safer rule than ``""``. Kernels of equinox are
       (out, in): give their initializers ``in_axis=1, out_axis=0``. A variable an nnx module shares is drawn once, by
       its first path.
 
@@ -61,16 +57,17 @@ def reinitialize(params: Any, rules: Rules, key: PRNGKeyArray) -> Any:
     See also:
       ``torch.nn.Module.apply`` with a function that asks for the type of each layer.
     """
-    pairs = _check_rules(rules)
     tree, rebuild = module_as_tree(params)
     names, leaves, treedef = named_leaves(tree)
-    arrays = {name: leaf for name, leaf in zip(names, leaves, strict=True) if _is_parameter(leaf)}
-    for pattern, _ in pairs:
-        if not any(_matches(pattern, name) for name in arrays):
-            raise ValueError(_no_match(pattern, list(arrays)))
+    arrays = [name for name, leaf in zip(names, leaves, strict=True) if _is_parameter(leaf)]
+    chosen = dict(zip(arrays, match_rules("reinitialize", rules, arrays, None), strict=True))
+    for init in chosen.values():
+        if not (init is None or callable(init)):
+            remedy = 'write {"kernel": he_normal()}, with the parentheses that build the initializer'
+            raise TypeError(message("reinitialize", "rules with initializers, or None", repr(init), remedy))
     new = []
     for name, leaf in zip(names, leaves, strict=True):
-        init = next((init for pattern, init in pairs if name in arrays and _matches(pattern, name)), None)
+        init = chosen.get(name)
         new.append(leaf if init is None else _draw(name, leaf, init, fold_name(key, name)))
     return rebuild(jax.tree_util.tree_unflatten(treedef, new))
 
@@ -92,44 +89,9 @@ def fold_name(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _check_rules(rules: Any) -> list[tuple[Pattern, Initializer | None]]:
-    pairs = list(rules.items()) if isinstance(rules, Mapping) else rules
-    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
-        pairs = [rules]
-    for pair in pairs:
-        proper = isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], (str, re.Pattern))
-        if not proper or not (pair[1] is None or callable(pair[1])):
-            raise TypeError(
-                message(
-                    "reinitialize",
-                    "rules: a mapping, or pairs, of a path pattern and an initializer",
-                    f"{pair!r}",
-                    'write {"kernel": he_normal()}, with the parentheses that build the initializer',
-                )
-            )
-    return [(pattern, init) for pattern, init in pairs]
-
-
 def _is_parameter(leaf: Any) -> bool:
     array = isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
     return array and jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _matches(pattern: Pattern, name: str) -> bool:
-    if isinstance(pattern, re.Pattern):
-        return pattern.search(name) is not None
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*/{pattern}")
-
-
-def _no_match(pattern: Pattern, names: Sequence[str]) -> str:
-    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
-    close = difflib.get_close_matches(text, names, n=5, cutoff=0.4) or names[:5]
-    return message(
-        "reinitialize",
-        "rules that each match a floating-point parameter",
-        f"{text!r}, which matches none of the {len(names)}",
-        f"take the rule out, or write it for paths such as {', '.join(close)}" if names else "pass parameters",
-    )
 
 
 def _draw(name: str, leaf: Any, init: Initializer, key: PRNGKeyArray) -> Array:

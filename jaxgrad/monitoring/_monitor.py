@@ -152,7 +152,7 @@ def monitor(
     _check_options(depth, noise_scale, batch_size, decay, quantiles, window)
     needs_params = param_norms or update_ratio
 
-    def init(params):
+    def init(params) -> Any:
         groups = group_leaves(params, depth)
         layers = [group.name for group in groups]
         dtype = widest([leaf for group in groups for leaf in group.leaves])
@@ -208,7 +208,7 @@ def monitor(
             step=step,
             norms=norms,
             param_norms=sizes,
-            update_ratios=_ratio(norms, sizes) if update_ratio else None,
+            update_ratios=_ratio(norms, sizes) if update_ratio and sizes is not None else None,
             noise=_update_noise(state.noise, updates, bad, batch_size, decay),
             window=_write(state.window, state.step, norms),
             first_nonfinite=jnp.where(first, places[jnp.argmin(finite)], state.first_nonfinite),

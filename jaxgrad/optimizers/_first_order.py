@@ -352,7 +352,7 @@ def _scale_by_rss_plus_eps(initial_accumulator_value: Any, eps: Any) -> optax.Gr
         return jnp.where(total > 0, gradient / jnp.where(total > 0, denominator, 1), 0)
 
     def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
         squares = jax.tree.map(lambda g, s: s + jnp.real(g * jnp.conj(g)), updates, state.sum_of_squares)
