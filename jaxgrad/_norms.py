@@ -57,7 +57,7 @@ def leaf_norms(leaves: Sequence[Any]) -> Float[Array, " leaves"]:
         return jnp.zeros(len(leaves), dtype)
     # One vector: hundreds of scalars, each worked on by itself, would take as long as the sums.
     sums = jnp.stack([_sum_of_squares(leaf, None).astype(dtype) for leaf in counted])
-    units = _units_of_sums(sums, np.array([jnp.size(leaf) for leaf in counted]))
+    units = units_of_sums(sums, np.array([jnp.size(leaf) for leaf in counted]))
 
     def again(leaves, units):
         each = [_sum_of_squares(leaf, None, unit) for leaf, unit in zip(leaves, units, strict=True)]
@@ -100,7 +100,7 @@ def unit_norms(leaves: Sequence[Any], axes: tuple[Axes, ...]) -> list[Array]:
         return []
     sums = [_sum_of_squares(leaf, axis) for leaf, axis in zip(leaves, axes, strict=True)]
     units = [
-        _units_of_sums(total, max(jnp.size(leaf) // max(total.size, 1), 1))
+        units_of_sums(total, max(jnp.size(leaf) // max(total.size, 1), 1))
         for leaf, total in zip(leaves, sums, strict=True)
     ]
 
@@ -152,12 +152,12 @@ def _shift(dtype: Any) -> float:
     return 2.0 ** (5 * int(jnp.finfo(dtype).maxexp) // 8)
 
 
-def _units_of_sums(sums: Array, num_summed: Any) -> Array:
-    """Return what to multiply the entries with: 1, unless a square overflowed, or underflowed so that it is missed."""
+def units_of_sums(sums: Array, num_summed: Any) -> Array:
+    """Return what to multiply the entries with: 1, unless squares overflow, or underflow so that they are missed."""
     limits = jnp.finfo(sums.dtype)
     shift = _shift(sums.dtype)
     too_small = sums < np.asarray(num_summed * float(limits.tiny) / float(limits.eps), sums.dtype)
-    return jnp.where(too_small, shift, jnp.where(sums < jnp.inf, 1, 1 / shift)).astype(sums.dtype)
+    return jnp.where(too_small, shift, jnp.where(sums <= float(limits.max) / 4, 1, 1 / shift)).astype(sums.dtype)
 
 
 def _rescaled_norms(sums: Array, units: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
+from jaxgrad._norms import units_of_sums
 from jaxgrad.losses._inputs import check_positive, elementwise, rowwise, times
 
 
@@ -260,10 +261,10 @@ def cosine_proximity(
       ValueError: The shapes differ, that of ``where`` does not fit, or the axis is missing or empty.
 
     Numerics:
-      A zero vector on either side gives 0, with gradient 0 for both. Vectors are scaled by their largest entry first,
-      so nothing overflows or underflows; infinite entries outweigh all finite ones, with gradient 0. The gradient for
-      ``predictions`` has norm ``|sin(angle)| / |predictions|``: at most ``1 / |predictions|``, so small vectors have
-      large gradients. Each masked entry has value and gradients 0.
+      A zero vector on either side gives 0, with gradient 0 for both. Rows whose squares leave the
+      dtype are scaled and read again, so nothing overflows or underflows; infinite entries outweigh all finite ones,
+      with gradient 0. The gradient for ``predictions`` has norm ``|sin(angle)| / |predictions|``: at most ``1 /
+      |predictions|``, so small vectors have large gradients. Each masked entry has value and gradients 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -277,12 +278,7 @@ def cosine_proximity(
     """
 
     def formula(p: Array, t: Array) -> Array:
-        p, t = _scaled(p, _largest(p)), _scaled(t, _largest(t))
-        squares = jnp.sum(p * p, axis=-1) * jnp.sum(t * t, axis=-1)
-        present = squares > 0
-        cosine = jnp.sum(p * t, axis=-1) * jnp.where(present, jax.lax.rsqrt(jnp.where(present, squares, 1)), 0)
-        # Rounding may pass 1. The derivative stays that of the cosine.
-        return 0 - (cosine + jax.lax.stop_gradient(jnp.clip(cosine, -1, 1) - cosine))
+        return 0 - _cosine(p, t)
 
     return rowwise("cosine_proximity", formula, predictions, targets, where, dtype, axis)
 
@@ -306,19 +302,63 @@ def _relative_entropy_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any
 _relative_entropy.defjvp(_relative_entropy_jvp, symbolic_zeros=True)
 
 
+class _Angles(NamedTuple):
+    cosine: Array
+    finite: Array
+    units: tuple[Array, Array]
+    inverse_norms: tuple[Array, Array]
+
+
 @jax.custom_jvp
-def _scaled(vectors: Array, largest: Array) -> Array:
-    """Divide by the largest entry, which the cosine does not notice; infinite entries become ±1 beside zeros."""
-    return jnp.where(jnp.abs(vectors) == largest, jnp.sign(vectors), vectors / jnp.where(largest == 0, 1, largest))
+def _cosine(p: Array, t: Array) -> Array:
+    return _angles(p, t).cosine
 
 
-@_scaled.defjvp
-def _scaled_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    vectors, largest = primals
-    # Below the smallest normal number the inverse overflows: such a vector does not learn.
-    normal = largest >= jnp.finfo(largest.dtype).tiny
-    return _scaled(vectors, largest), tangents[0] * jnp.where(normal, 1 / jnp.where(normal, largest, 1), 0)
+def _angles(p: Array, t: Array) -> _Angles:
+    """Measure the angle of each row from one read; if squares leave the dtype, rows are scaled and read again."""
+
+    def sums(p: Array, t: Array) -> tuple[Array, Array, Array]:
+        return jnp.sum(p * p, axis=-1), jnp.sum(t * t, axis=-1), jnp.sum(p * t, axis=-1)
+
+    def again(p: Array, t: Array) -> tuple[tuple[Array, Array, Array], Array]:
+        finite = jnp.all(jnp.isfinite(p) & jnp.isfinite(t), axis=-1)
+        return sums(_scaled(p, units[0]), _scaled(t, units[1])), finite
+
+    plain = sums(p, t)
+    units = units_of_sums(plain[0], p.shape[-1]), units_of_sums(plain[1], p.shape[-1])
+    safe = (units[0] == 1) & (units[1] == 1)
+    (p_p, t_t, p_t), finite = jax.lax.cond(jnp.all(safe), lambda *_: (plain, safe), again, p, t)
+    inverses = _inverse_root(p_p), _inverse_root(t_t)
+    # Rounding may pass 1.
+    return _Angles(jnp.clip(p_t * inverses[0] * inverses[1], -1, 1), finite, units, inverses)
 
 
-def _largest(vectors: Array) -> Array:
-    return jax.lax.stop_gradient(jnp.max(jnp.abs(vectors), axis=-1, keepdims=True))
+def _cosine_jvp(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Any]:
+    cosine, finite, units, inverses = _angles(*primals)
+    unit_vectors = [
+        jnp.where(finite[..., None], vectors * unit[..., None] * inverse[..., None], 0)
+        for vectors, unit, inverse in zip(primals, units, inverses, strict=True)
+    ]
+    change = jnp.zeros_like(cosine)
+    for own, other, unit, inverse, tangent in zip(
+        unit_vectors, unit_vectors[::-1], units, inverses, tangents, strict=True
+    ):
+        if not isinstance(tangent, SymbolicZero):
+            # Below the smallest normal number the inverse overflows: such a vector does not learn.
+            slope = jnp.where(finite & (unit * inverse < jnp.inf), unit * inverse, 0)
+            change += jnp.sum((other - cosine[..., None] * own) * slope[..., None] * tangent, axis=-1)
+    return cosine, change
+
+
+_cosine.defjvp(_cosine_jvp, symbolic_zeros=True)
+
+
+def _scaled(vectors: Array, units: Array) -> Array:
+    """Multiply rows by their units, which the cosine does not notice; infinite entries become ±1 beside zeros."""
+    infinite = jnp.isinf(vectors)
+    beside = jnp.any(infinite, axis=-1, keepdims=True)
+    return jnp.where(beside, jnp.where(infinite, jnp.sign(vectors), 0), vectors * units[..., None])
+
+
+def _inverse_root(squares: Array) -> Array:
+    return jnp.where(squares == 0, 0, jax.lax.rsqrt(jnp.where(squares == 0, 1, squares)))

@@ -17,8 +17,8 @@ def log(opt_state: Any, writer: Any, step: int | None = None, *, prefix: str = "
     ``prefix/first_nonfinite_step`` and ``prefix/clip/PLACE/FIELD``; what was not recorded is left out.
 
     Args:
-      opt_state: As in :func:`read`, or a :class:`Reading`. Of several monitors all are logged, each under
-        ``prefix/NAME``.
+      opt_state: As in :func:`jaxgrad.monitoring.read`, or a :class:`jaxgrad.monitoring.Reading`. Of several monitors
+        all are logged, each under ``prefix/NAME``.
       writer: Known by its methods. TensorBoard: ``add_scalar(tag, value, step)`` (PyTorch, tensorboardX),
         ``scalar(tag, value, step)`` (flax, the module ``tf.summary``) or ``write_scalars(step, scalars)`` (clu).
         Weights & Biases: ``log(scalars, step=step)``, of the module or a run.
@@ -27,7 +27,8 @@ def log(opt_state: Any, writer: Any, step: int | None = None, *, prefix: str = "
 
     Raises:
       TypeError: ``writer`` is none of these.
-      ValueError: As in :func:`read`; or ``step`` is missing and the state holds no monitor to tell it.
+      ValueError: As in :func:`jaxgrad.monitoring.read`; or ``step`` is missing and the state holds no monitor to tell
+        it.
 
     Example:
       >>> import jax.numpy as jnp, types

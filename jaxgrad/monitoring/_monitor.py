@@ -23,7 +23,7 @@ class NoiseState(NamedTuple):
       previous: The gradients of the last finite step; ``None`` in place of leaves that are not measured.
       num_steps: Number of finite steps seen.
       trace: Moving average of the estimates of tr(Σ).
-      square: Moving average of the estimates of |G|².
+      square: Moving average of the estimates of the squared norm of the gradient without noise.
     """
 
     previous: Any
@@ -33,7 +33,7 @@ class NoiseState(NamedTuple):
 
 
 class MonitorState(NamedTuple):
-    """What :func:`monitor` has recorded; :func:`read` makes plain numbers of it.
+    """What :func:`jaxgrad.monitoring.monitor` has recorded; :func:`jaxgrad.monitoring.read` makes plain numbers of it.
 
     Structure, shapes and dtypes are those of ``init`` ever after, so it goes through ``lax.scan``, donation and
     checkpoints. A record that was not asked for is ``None``.
@@ -99,13 +99,13 @@ def monitor(
       batch_size: Number of examples whose mean gradient passes, for ``noise_scale``.
       decay: Weight of the past in the moving averages of ``noise_scale``, in [0, 1): averages over about
         ``1 / (1 - decay)`` steps.
-      quantiles: Probabilities in [0, 1] whose quantiles of each layer's norm :func:`read` shall give. They are exact
-        over the last ``window`` updates, which a ring buffer keeps.
+      quantiles: Probabilities in [0, 1] whose quantiles of each layer's norm :func:`jaxgrad.monitoring.read` shall
+        give. They are exact over the last ``window`` updates, which a ring buffer keeps.
       window: Length of that buffer, at least 1.
-      name: What :func:`read` calls this monitor; needed where a chain has several.
+      name: What :func:`jaxgrad.monitoring.read` calls this monitor; needed where a chain has several.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs`` with state :class:`MonitorState`.
+      An ``optax.GradientTransformationExtraArgs`` with state :class:`jaxgrad.monitoring.MonitorState`.
 
     Raises:
       TypeError: ``depth`` or ``window`` is not an integer.

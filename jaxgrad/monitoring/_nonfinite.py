@@ -39,8 +39,8 @@ def first_nonfinite(tree: Any) -> str | None:
       'dense/kernel'
 
     See also:
-      :func:`monitor`, which keeps the first path and its step inside ``jit``; ``optax.tree_utils`` counts entries
-      without a name; ``jax_debug_nans`` stops at the operation.
+      :func:`jaxgrad.monitoring.monitor`, which keeps the first path and its step inside ``jit``; ``optax.tree_utils``
+      counts entries without a name; ``jax_debug_nans`` stops at the operation.
     """
     names, leaves, _ = named_leaves(tree)
     for name, leaf in zip(names, leaves, strict=True):

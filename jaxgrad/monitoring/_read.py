@@ -55,8 +55,9 @@ class Reading(NamedTuple):
       global_norm: Norm of the last update over all layers; ``None`` without a monitor.
       param_norms: Norm of the parameters at the last update, by layer.
       update_ratios: Ratio of the two, by layer.
-      noise_scale: Gradient-noise scale in examples; inf where the estimate of |G|² is not positive, so that noise hides
-        the gradient. ``None`` before the second finite step, or where not asked for.
+      noise_scale: Gradient-noise scale in examples; inf where the estimated squared norm of the gradient without
+        noise is not positive, so that noise hides the gradient. ``None`` before the second finite step, or where not
+        asked for.
       quantiles: By layer, quantiles of its finite norms in the window, by probability.
       first_nonfinite: Path of the first layer that had a NaN or an infinity, or ``None``.
       first_nonfinite_step: The update at which it had, counted from 0, or ``None``.
@@ -80,7 +81,8 @@ class Reading(NamedTuple):
 def read(opt_state: Any, name: str | None = None) -> Reading:
     """Give what the monitor and the clippers in an optimizer's state have recorded, as plain numbers.
 
-    ``norms[layer] = sqrt(sum |u|²)`` of the last update, and what else :func:`monitor` was asked for.
+    ``norms[layer] = sqrt(sum |u|²)`` of the last update, and what else :func:`jaxgrad.monitoring.monitor` was asked
+    for.
 
     Args:
       opt_state: The state of any optax optimizer, or a tree that holds one, such as a training state. Chains,
@@ -91,7 +93,8 @@ def read(opt_state: Any, name: str | None = None) -> Reading:
         ``opt_state``. ``None``: the only one.
 
     Returns:
-      A :class:`Reading`. It waits for the step that made the state, and moves some scalars to the host.
+      A :class:`jaxgrad.monitoring.Reading`. It waits for the step that made the state, and moves some scalars to the
+      host.
 
     Raises:
       ValueError: There is neither a monitor nor a clipper; ``name`` is missing where there are several monitors, or
@@ -111,7 +114,8 @@ def read(opt_state: Any, name: str | None = None) -> Reading:
       1.0
 
     See also:
-      :func:`log` to send it to TensorBoard or Weights & Biases; ``optax.tree.get`` finds one field by name.
+      :func:`jaxgrad.monitoring.log` to send it to TensorBoard or Weights & Biases; ``optax.tree.get`` finds one field
+      by name.
     """
     readings = readings_by_name(opt_state)
     if name is None:
