@@ -84,7 +84,9 @@ def clip_by_quantile(
         history = state.history.at[state.num_recorded % window].set(as_float32(seen.norm))
         num_recorded = optax.safe_increment(state.num_recorded)
         level = jnp.minimum(threshold_at(quantile, state.count, jnp.float32), 1)
-        limit = _masked_quantile(history, jnp.minimum(num_recorded, window), level).astype(seen.norm.dtype)
+        limit = _masked_quantile(history, jnp.minimum(num_recorded, window), level)
+        # The history is float32: a norm of double precision is not above itself, rounded.
+        limit = jnp.where(as_float32(seen.norm) > limit, limit, jnp.inf).astype(seen.norm.dtype)
         limit = jnp.minimum(limit, threshold_at(max_norm, state.count, seen.norm.dtype))
         limit = jax.lax.stop_gradient(limit)
         scale = scale_to(seen.norm, limit)
@@ -98,7 +100,7 @@ def clip_by_quantile(
 
 def _masked_quantile(values: jax.Array, num_valid: jax.Array, level: jax.Array) -> jax.Array:
     """Return the quantile of the first ``num_valid`` values, interpolated linearly."""
-    valid = jnp.arange(values.size) < num_valid
+    valid = jnp.arange(values.size, dtype=jnp.int32) < num_valid
     ordered = jnp.sort(jnp.where(valid, values, jnp.inf))
     position = level * (num_valid - 1).astype(jnp.float32)
     below = jnp.floor(position).astype(jnp.int32)

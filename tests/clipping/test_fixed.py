@@ -151,7 +151,7 @@ def test_right_over_the_range_of_float32(clipper, unit):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("clipper", FIXED)
 def test_low_precision_keeps_its_dtype_and_a_small_factor(clipper, dtype):
-    before = {"low": jnp.full(10**4, 3e4, dtype), "high": jnp.ones(2)}
+    before = {"low": jnp.full(10**4, 3e4, dtype), "high": jnp.ones(2, jnp.float32)}
     updates, state = once(clipper(1.0), before)
     assert jax.tree.map(lambda leaf: leaf.dtype, updates) == {"low": dtype, "high": jnp.float32}
     np.testing.assert_allclose(state.leaf_norms[1], 3e6, rtol=0.01)

@@ -103,7 +103,7 @@ def test_large_finite_gradients_are_not_skipped():
     np.testing.assert_allclose(updates["w"], 3e8, rtol=1e-6)
 
 
-def test_extra_arguments_reach_the_inner_optimizer():
+def test_extra_arguments_reach_the_inner_optimizer(third_party_model):
     optimizer = clipping.skip_nonfinite(optax.lbfgs())
     f = lambda x: jnp.sum((x - 1) ** 2)  # noqa: E731
     x = jnp.zeros(2)

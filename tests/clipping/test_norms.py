@@ -52,8 +52,8 @@ def test_a_thousand_leaves_of_bfloat16_ones():
 
 
 def test_a_norm_beyond_the_largest_number_saturates():
-    assert clipping.global_norm(jnp.full(100, 3e38)) == jnp.finfo(jnp.float32).max
-    assert clipping.global_norm([jnp.full(4, 1e38)] * 4) == jnp.finfo(jnp.float32).max
+    assert clipping.global_norm(jnp.full(100, 3e38, jnp.float32)) == jnp.finfo(jnp.float32).max
+    assert clipping.global_norm([jnp.full(4, 1e38, jnp.float32)] * 4) == jnp.finfo(jnp.float32).max
 
 
 @pytest.mark.parametrize("bad", [jnp.inf, -jnp.inf, jnp.nan])

@@ -132,7 +132,7 @@ def test_every_layer_of_a_framework_model_has_variance_one(build, key, third_par
 
 def test_convolution_kernels_are_drawn_orthogonal_in_the_layout_of_the_layer(third_party_model):
     eqx = pytest.importorskip("equinox")
-    layer = eqx.nn.Conv1d(3, 4, 5, key=KEY)  # out, in, window
+    layer = eqx.nn.Conv1d(3, 4, 5, dtype=jnp.float32, key=KEY)  # out, in, window
     x = jax.random.normal(KEY, (16, 3, 12), jnp.float32)
     new = lsuv(lambda layer, x: jnp.mean(jnp.square(jax.vmap(layer)(x))), layer, x, key=KEY)
     matrix = np.asarray(new.weight).reshape(4, 15)

@@ -120,7 +120,7 @@ def test_signals_keep_their_size_through_fifty_layers(activation, build, options
 def test_truncated_normal_has_the_standard_deviation_asked_for(bound):
     values = initializers.truncated_normal(0.02, bound=bound)(KEY, SHAPE, jnp.float32)
     np.testing.assert_allclose(values.std(), 0.02, rtol=0.01)
-    edge = 0.02 * bound / scipy.stats.truncnorm(-bound, bound).std()
+    edge = 0.02 * bound / float(scipy.stats.truncnorm(-bound, bound).std())
     assert jnp.abs(values).max() <= edge * (1 + 1e-6)
     if bound == 2.0:
         naive = jax.nn.initializers.truncated_normal(0.02)(KEY, SHAPE, jnp.float32)

@@ -97,7 +97,7 @@ def test_softmax_cross_entropy_does_not_notice_a_shift():
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_gradients_of_cross_entropy_are_bounded(scale):
-    t = jax.nn.one_hot(LABELS, 5)
+    t = jax.nn.one_hot(LABELS, 5, dtype=LOGITS.dtype)
     for_logits, _ = gradients(losses.softmax_cross_entropy, scale * LOGITS, t)
     want = jax.nn.softmax(scale * LOGITS) - t
     np.testing.assert_allclose(for_logits, want, atol=1e-6)

@@ -153,7 +153,7 @@ def test_cosine_of_a_zero_vector(zero):
 
 @pytest.mark.parametrize("scale", [1e-37, 1e-25, 1.0, 1e25, 1e34])
 def test_cosine_at_every_scale(scale):
-    p, t = jnp.array([[1.0, 2.0, -0.5]]), jnp.array([[0.5, -1.0, 2.0]])
+    p, t = jnp.array([[1.0, 2.0, -0.5]], jnp.float32), jnp.array([[0.5, -1.0, 2.0]], jnp.float32)
     want = losses.cosine_proximity(p, t)
     slope, _ = gradients(losses.cosine_proximity, p, t)
     np.testing.assert_allclose(losses.cosine_proximity(scale * p, t), want, rtol=1e-6)

@@ -187,7 +187,7 @@ def test_equals_optax(name):
 @each_elementwise
 def test_masked_entries_have_value_and_gradients_zero(case):
     mask = HIDDEN == 0
-    p, t = (jnp.where(mask, array, HIDDEN) for array in single(case.predictions, case.targets))
+    p, t = single(*(np.where(mask, array, HIDDEN) for array in (case.predictions, case.targets)))
     value, gradients = masked_value_and_gradients(case.loss, mask)(p, t)
     np.testing.assert_allclose(value, np.where(mask, case.want, 0), rtol=2e-6, atol=2e-7)
     for gradient in gradients:
@@ -198,7 +198,7 @@ def test_masked_entries_have_value_and_gradients_zero(case):
 @each_rowwise
 def test_masked_entries_of_rows_equal_slicing(case):
     mask = HIDDEN == 0
-    p, t = (jnp.where(mask, array, HIDDEN) for array in single(case.predictions, case.targets))
+    p, t = single(*(np.where(mask, array, HIDDEN) for array in (case.predictions, case.targets)))
     value, gradients = masked_value_and_gradients(case.loss, mask)(p, t)
     kept = single(case.predictions[::2, ::3], case.targets[::2, ::3])
     want, want_gradients = masked_value_and_gradients(case.loss, True)(*kept)

@@ -205,7 +205,7 @@ def test_noise_scale_at_the_edges():
     still = {"w": jnp.ones((4, 3), jnp.float32)}
     assert noise_readings(still, 2, 0.9)[1].noise_scale == 0.0
     assert noise_readings({"w": still["w"][:1]}, 2, 0.9)[1].noise_scale is None
-    turning = {"w": still["w"] * jnp.array([[1.0], [-1.0], [1.0], [-1.0]])}
+    turning = {"w": still["w"] * jnp.array([[1.0], [-1.0], [1.0], [-1.0]], jnp.float32)}
     assert noise_readings(turning, 2, 0.9)[1].noise_scale == math.inf
     broken = {"w": still["w"].at[1, 0].set(jnp.nan)}
     state, reading = noise_readings(broken, 2, 0.9)
