@@ -202,9 +202,17 @@ def numpy_modified_cholesky(hessian):
     return lower @ np.diag(pivots) @ lower.T
 
 
-@pytest.mark.parametrize("eigenvalues", [(-3.0, -0.1, 1.0, 10.0), (-0.01, 0.1, 0.5, 1.0), (-1.0, -1.0, -2.0, -5.0)])
-def test_cholesky_solves_with_the_modified_matrix(eigenvalues, x64):
-    hessian, g = matrix(*eigenvalues), vectors(1)[0]
+INDEFINITE = {
+    "saddle": matrix(-3.0, -0.1, 1.0, 10.0),
+    "small": matrix(-0.01, 0.1, 0.5, 1.0),
+    "negative": matrix(-1.0, -1.0, -2.0, -5.0),
+    "zero diagonal": 1 - np.eye(SIZE),  # where the size of L, not that of the pivot, decides
+}
+
+
+@pytest.mark.parametrize("name", INDEFINITE)
+def test_cholesky_solves_with_the_modified_matrix(name, x64):
+    hessian, g = INDEFINITE[name], vectors(1)[0]
     direction, _ = product_link(jnp.asarray(hessian), jnp.asarray(g), solver="cholesky")
     np.testing.assert_allclose(direction, np.linalg.solve(numpy_modified_cholesky(hessian), g), rtol=1e-6)
 
