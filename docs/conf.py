@@ -48,7 +48,10 @@ autosummary_imported_members = True
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {"LearningRate": "float | Array | Schedule"}
+autodoc_type_aliases = {
+    "LearningRate": "float | Array | Schedule",
+    "Threshold": "float | Array | Schedule",
+}
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_google_docstring = True
