@@ -297,7 +297,7 @@ def _advance(search: _Search, probe: _Probe, grad: Any, rules: _Rules) -> _Searc
     outside = ~((trial - new_low.step) * (trial - new_high.step) < 0)
     trial = jnp.where(stuck | (bracketed & outside), (new_low.step + new_high.step) / 2, trial)
     trial = jnp.where(finite, trial, low.step + (probe.step - low.step) / 5)
-    exhausted = bracketed & (width <= 4 * jnp.finfo(width.dtype).eps * jnp.maximum(new_low.step, new_high.step))
+    exhausted = bracketed & (width <= 4 * float(jnp.finfo(width.dtype).eps) * jnp.maximum(new_low.step, new_high.step))
     widths = jnp.where(bracketed, jnp.stack([search.widths[1], width]), search.widths)
     return _Search(
         trial=trial,

@@ -201,8 +201,8 @@ def _solve_truncated(
         image = product(solve.direction)
         curvature = vectors.dot(solve.direction, image)
         length = vectors.dot(solve.direction, solve.direction)
-        negative = ~(curvature > jnp.finfo(curvature.dtype).eps * length)
-        size = jnp.maximum(jnp.abs(curvature), jnp.finfo(curvature.dtype).tiny)
+        negative = ~(curvature > float(jnp.finfo(curvature.dtype).eps) * length)
+        size = jnp.maximum(jnp.abs(curvature), float(jnp.finfo(curvature.dtype).tiny))
         # Where the function curves down, the first direction is as long as the same curvature upwards would make it.
         take = ~negative | (solve.count == 0)
         alpha = jnp.where(take, solve.squared / size, 0)

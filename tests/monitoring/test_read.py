@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -155,7 +156,9 @@ def test_the_state_of_an_nnx_optimizer(third_party_model):
     nnx = pytest.importorskip("flax.nnx")
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.chain(monitoring.monitor(), optax.sgd(0.1)), wrt=nnx.Param)
-    optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2)))))(model))
+    grads = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 2)))))(model)
+    # Before flax 0.11 the optimizer held the model.
+    optimizer.update(*((model, grads) if "model" in inspect.signature(optimizer.update).parameters else (grads,)))
     reading = monitoring.read(optimizer.opt_state)
     assert reading.step == 1
     assert reading.norms == pytest.approx({"bias": math.sqrt(3), "kernel": math.sqrt(6)})
