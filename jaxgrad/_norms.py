@@ -162,4 +162,4 @@ def units_of_sums(sums: Array, num_summed: Any) -> Array:
 
 def _rescaled_norms(sums: Array, units: Array) -> Array:
     norms = jnp.sqrt(sums) / units
-    return jnp.where(jnp.isfinite(sums), jnp.minimum(norms, jnp.finfo(norms.dtype).max), norms)
+    return jnp.where(jnp.isfinite(sums), jnp.minimum(norms, float(jnp.finfo(norms.dtype).max)), norms)

@@ -191,5 +191,5 @@ def record(
 def as_float32(norm: Array) -> Array:
     """Convert a norm for the state; a finite one stays finite."""
     # A float64 norm may be finite and too large.
-    limit = jnp.where(jnp.isfinite(norm), jnp.finfo(jnp.float32).max, jnp.inf).astype(norm.dtype)
+    limit = jnp.where(jnp.isfinite(norm), float(jnp.finfo(jnp.float32).max), jnp.inf).astype(norm.dtype)
     return jnp.minimum(norm, limit).astype(jnp.float32)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import logging
 import inspect
+import logging
 import math
 from typing import Any, NamedTuple
 
