@@ -153,8 +153,8 @@ def test_any_optax_optimizer_and_any_tree(third_party_model):
 def test_the_default_tolerance_follows_the_dtype(x64):
     run = jax.jit(lambda x: optimizers.minimize(rosenbrock, x))
     double, single = run(jnp.array([-1.2, 1.0])), run(jnp.array([-1.2, 1.0], jnp.float32))
-    assert double.grad_norm <= np.finfo(np.float64).eps ** (1 / 3)
-    assert single.grad_norm <= np.finfo(np.float32).eps ** (1 / 3)
+    assert double.grad_norm <= float(np.finfo(np.float64).eps) ** (1 / 3)
+    assert single.grad_norm <= float(np.finfo(np.float32).eps) ** (1 / 3)
     assert (single.x.dtype, single.value.dtype) == (jnp.float32, jnp.float32)
 
 
