@@ -46,7 +46,8 @@ def test_small_leaves_beside_large_ones_keep_their_norm():
 
 def test_a_thousand_leaves_of_bfloat16_ones():
     leaves = [jnp.ones(1000, jnp.bfloat16)] * 1000
-    np.testing.assert_allclose(clipping.global_norm(leaves), 1000, rtol=1e-5)
+    with jax.disable_jit():  # a thousand sums take long to compile
+        np.testing.assert_allclose(clipping.global_norm(leaves), 1000, rtol=1e-5)
     total = sum(jnp.sum(jnp.square(leaf)) for leaf in leaves)
     assert jnp.sqrt(total) < 600, "summed in bfloat16"
 
