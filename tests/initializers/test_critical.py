@@ -15,17 +15,20 @@ KEY = jax.random.key(0)
 WIDTH, DEPTH, BATCH = 400, 50, 4
 
 
-@pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform", "orthogonal"])
 @pytest.mark.parametrize(
-    ("shape", "axes", "fan_in"),
+    ("distribution", "shape", "axes", "fan_in"),
     [
-        ((400, 100), {}, 400),
-        ((100, 400), {}, 100),
-        ((3, 3, 16, 200), {}, 144),
-        ((4, 100, 100), {"batch_axis": 0}, 100),
-        ((100, 400), {"in_axis": 1, "out_axis": 0}, 400),
-        ((64, 8, 64), {"einsum": "de,ehk->dhk"}, 64),
-        ((3, 3, 4, 400), {"feature_group_count": 4}, 36),
+        ("truncated_normal", (400, 100), {}, 400),
+        ("normal", (400, 100), {}, 400),
+        ("uniform", (400, 100), {}, 400),
+        ("orthogonal", (400, 100), {}, 400),
+        ("orthogonal", (100, 400), {}, 100),
+        ("orthogonal", (3, 3, 16, 200), {}, 144),
+        ("truncated_normal", (3, 3, 16, 200), {}, 144),
+        ("orthogonal", (4, 100, 100), {"batch_axis": 0}, 100),
+        ("truncated_normal", (100, 400), {"in_axis": 1, "out_axis": 0}, 400),
+        ("truncated_normal", (64, 8, 64), {"einsum": "de,ehk->dhk"}, 64),
+        ("orthogonal", (3, 3, 4, 400), {"feature_group_count": 4}, 36),
     ],
 )
 def test_variances_are_those_of_the_critical_point(distribution, shape, axes, fan_in):

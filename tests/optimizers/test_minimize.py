@@ -26,7 +26,7 @@ HARD = {
     "newton": {"Powell badly scaled"},
     "newton, cholesky": {"Osborne 2"},
 }
-LIGHT = ("Rosenbrock", "Helical valley", "Biggs EXP6", "Chebyquad")
+LIGHT = ("Helical valley", "Chebyquad")
 
 
 def rosenbrock(x):
