@@ -227,13 +227,12 @@ def test_the_plain_formula_has_no_gradient_at_zero():
 
 
 @pytest.mark.parametrize("clipper", FIXED)
-@pytest.mark.parametrize("threshold", [0.7, 100.0])
-def test_gradient_through_a_clip_equals_finite_differences(clipper, threshold, x64):
+def test_gradient_through_a_clip_equals_finite_differences(clipper, x64):
     as64 = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)  # noqa: E731
     point, direction, cotangent = as64(gradients()), as64(gradients(1)), flat(gradients(2))
 
     def along(t):
-        updates, _ = once(clipper(threshold), jax.tree.map(lambda x, d: x + t * d, point, direction))
+        updates, _ = once(clipper(0.7), jax.tree.map(lambda x, d: x + t * d, point, direction))
         return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(updates)]) @ cotangent
 
     want = (along(1e-6) - along(-1e-6)) / 2e-6

@@ -26,8 +26,7 @@ def search(f, x, direction, **options):
     return jax.jit(lambda d, x: link.update(d, link.init(x), x, value=value, grad=grad, value_fn=f))(direction, x)
 
 
-@pytest.mark.parametrize("strong", [False, True])
-@pytest.mark.parametrize("curvature", [0.1, 0.9])
+@pytest.mark.parametrize(("curvature", "strong"), [(0.1, True), (0.9, False)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_step_satisfies_the_conditions_of_wolfe(name, curvature, strong, x64):
     f, x = FUNCTIONS[name], jnp.asarray(0.0, jnp.float64)
