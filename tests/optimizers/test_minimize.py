@@ -54,7 +54,7 @@ def test_known_minima_are_found(name, problem, x64):
 @pytest.mark.heavy
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_known_minimum_is_found(name, problem, x64):
+def test_every_known_minimum_is_found(name, problem, x64, third_party_model):
     if problem.name not in HARD.get(name, ()):
         assert at_a_minimum(problem, solve(problem, name).value.item())
 
