@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import optimistix
 import scipy.optimize
 from mgh import PROBLEMS, Problem
@@ -29,12 +30,14 @@ OURS = {
     "nonlinear_cg": optimizers.nonlinear_cg(),
     "newton": optimizers.newton(),
     "newton, cholesky": optimizers.newton(solver="cholesky"),
+    "bfgs, optax's search": optimizers.bfgs(linesearch=optax.scale_by_zoom_linesearch(30)),
 }
 PEERS = {
     "bfgs": ("scipy BFGS", "optimistix BFGS"),
     "nonlinear_cg": ("scipy CG", "optimistix NonlinearCG"),
     "newton": ("scipy Newton-CG",),
     "newton, cholesky": ("scipy Newton-CG",),
+    "bfgs, optax's search": ("bfgs",),
 }
 
 
@@ -120,7 +123,7 @@ def main() -> None:
     warnings.simplefilter("ignore", RuntimeWarning)
     names = sys.argv[1:]
     problems = [problem for problem in PROBLEMS if not names or problem.name in names]
-    peers = list(dict.fromkeys(peer for each in PEERS.values() for peer in each))
+    peers = list(dict.fromkeys(peer for each in PEERS.values() for peer in each if peer not in OURS))
     methods = [*OURS, *peers]
     outcomes: dict[str, dict[str, Outcome]] = {method: {} for method in methods}
     print(f"jax {jax.__version__}, scipy {scipy.__version__}, optimistix {optimistix.__version__}")
