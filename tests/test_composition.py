@@ -237,6 +237,13 @@ def test_an_update_in_a_branch(name):
     assert_same_bits(carry, looped(name))
 
 
+@ALL
+def test_a_state_comes_back_from_flax(name):
+    serialization = pytest.importorskip("flax.serialization")
+    _, state = looped(name)
+    assert_same_bits(serialization.from_bytes(start(chain(name))[1], serialization.to_bytes(state)), state)
+
+
 @pytest.mark.parametrize("name", ["clip_by_global_norm", "adaptive_clip", "spike_aware_clip", "monitor"])
 def test_a_batch_of_runs_equals_single_runs(name):
     optimizer = chain(name)

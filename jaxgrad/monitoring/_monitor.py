@@ -190,7 +190,7 @@ def monitor(
                 message("monitor", f"params in update, for {option}=True", "None", "call update(grads, state, params)")
             )
         groups = _known(group_leaves(updates, depth), state)
-        step = _increment(state.step)
+        step = jnp.asarray(optax.safe_increment(state.step))
         if not groups:
             return updates, state._replace(step=step)
         param_groups = _known(group_leaves(params, depth), state) if needs_params else []
@@ -213,7 +213,7 @@ def monitor(
             window=_write(state.window, state.step, norms),
             first_nonfinite=jnp.where(first, places[jnp.argmin(finite)], state.first_nonfinite),
             first_nonfinite_step=jnp.where(first, state.step, state.first_nonfinite_step),
-            num_nonfinite=jnp.where(bad, _increment(state.num_nonfinite), state.num_nonfinite),
+            num_nonfinite=jnp.where(bad, optax.safe_increment(state.num_nonfinite), state.num_nonfinite),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -273,11 +273,6 @@ def _places(groups: list[Group], state: MonitorState) -> Int[Array, " groups"]:
     return jnp.asarray([numbers[group.name] for group in groups], jnp.int32)
 
 
-def _increment(count: Int[Array, ""]) -> Int[Array, ""]:
-    # Stays at the largest integer, where adding one would make it negative.
-    return jnp.where(count < jnp.iinfo(jnp.int32).max, count + 1, count)
-
-
 def _ratio(norm: Float[Array, " layers"], param_norm: Float[Array, " layers"]) -> Float[Array, " layers"]:
     safe = jnp.where(param_norm > 0, param_norm, 1)
     return jnp.where(param_norm > 0, norm / safe, 0)
@@ -322,7 +317,7 @@ def _update_noise(
     kept = [jnp.where(bad, old, leaf.astype(old.dtype)) for leaf, old in zip(leaves, previous, strict=True)]
     return NoiseState(
         previous=jax.tree.unflatten(treedef, kept),
-        num_steps=jnp.where(bad, noise.num_steps, _increment(noise.num_steps)),
+        num_steps=jnp.where(bad, noise.num_steps, optax.safe_increment(noise.num_steps)),
         trace=average(noise.trace, trace),
         square=average(noise.square, square),
     )

@@ -317,8 +317,8 @@ def _next_trial(
     """Interpolate, in the four cases of Moré and Thuente (1994, section 4)."""
     gap = probe.step - low.step
     cubic = _cubic_minimizer(low, probe)
-    secant = probe.step - _over(probe.slope * gap, probe.slope - low.slope)
-    parabola = low.step + _over(-low.slope * gap**2 / 2, probe.value - low.value - low.slope * gap)
+    secant = probe.step - vectors.quotient(probe.slope * gap, probe.slope - low.slope)
+    parabola = low.step + vectors.quotient(-low.slope * gap**2 / 2, probe.value - low.value - low.slope * gap)
     near_low = jnp.abs(cubic - low.step) < jnp.abs(parabola - low.step)
     case_high = jnp.where(near_low, cubic, (cubic + parabola) / 2)
     case_opposite = jnp.where(jnp.abs(cubic - probe.step) > jnp.abs(secant - probe.step), cubic, secant)
@@ -344,12 +344,8 @@ def _next_trial(
 def _cubic_minimizer(a: _Probe, b: _Probe) -> Float[Array, ""]:
     """Minimize the cubic through two values and slopes (Nocedal and Wright 2006, equation 3.59)."""
     gap = b.step - a.step
-    first = a.slope + b.slope - 3 * _over(b.value - a.value, gap)
+    first = a.slope + b.slope - 3 * vectors.quotient(b.value - a.value, gap)
     scale = jnp.maximum(jnp.abs(first), jnp.maximum(jnp.abs(a.slope), jnp.abs(b.slope)))
-    inside = _over(first, scale) ** 2 - _over(a.slope, scale) * _over(b.slope, scale)
+    inside = vectors.quotient(first, scale) ** 2 - vectors.quotient(a.slope, scale) * vectors.quotient(b.slope, scale)
     second = jnp.sign(gap) * scale * jnp.sqrt(jnp.maximum(inside, 0))
-    return b.step - gap * _over(b.slope + second - first, b.slope - a.slope + 2 * second)
-
-
-def _over(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+    return b.step - gap * vectors.quotient(b.slope + second - first, b.slope - a.slope + 2 * second)

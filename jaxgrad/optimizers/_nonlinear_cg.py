@@ -191,20 +191,15 @@ def conjugacy(method: str, grad: Any, previous: Any, direction: Any) -> Float[Ar
     # d^T y, y the change of the gradient.
     d_y = -vectors.dot(direction, change)
     if method == "fletcher-reeves":
-        return _over(vectors.dot(grad, grad), previous_squared)
+        return vectors.quotient(vectors.dot(grad, grad), previous_squared)
     if method == "polak-ribiere+":
-        return jnp.maximum(_over(vectors.dot(grad, change), previous_squared), 0)
+        return jnp.maximum(vectors.quotient(vectors.dot(grad, change), previous_squared), 0)
     if method == "hestenes-stiefel":
-        return _over(vectors.dot(grad, change), d_y)
+        return vectors.quotient(vectors.dot(grad, change), d_y)
     if method == "dai-yuan":
-        return _over(vectors.dot(grad, grad), d_y)
-    beta = _over(
-        vectors.dot(grad, change) + 2 * _over(vectors.dot(change, change), d_y) * vectors.dot(direction, grad), d_y
-    )
+        return vectors.quotient(vectors.dot(grad, grad), d_y)
+    ratio = vectors.quotient(vectors.dot(change, change), d_y)
+    beta = vectors.quotient(vectors.dot(grad, change) + 2 * ratio * vectors.dot(direction, grad), d_y)
     size = jnp.sqrt(vectors.dot(direction, direction))
-    floor = -_over(jnp.ones_like(size), size * jnp.minimum(0.01, jnp.sqrt(previous_squared)))
+    floor = -vectors.quotient(jnp.ones_like(size), size * jnp.minimum(0.01, jnp.sqrt(previous_squared)))
     return jnp.maximum(beta, floor)
-
-
-def _over(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))

@@ -68,6 +68,11 @@ def where(condition: Bool[Array, ""], a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def quotient(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+    """Return ``a / b``, and 0 where b is 0."""
+    return jnp.where(b == 0, 0, a / jnp.where(b == 0, 1, b))
+
+
 def max_norm(tree: Any) -> Float[Array, ""]:
     """Return the largest absolute entry; NaN where there is one."""
     dtype = dtype_of(tree)
