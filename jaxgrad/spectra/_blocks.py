@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.extend import core as jex
 
+from jaxgrad._checks import message
 from jaxgrad.spectra._examples import Layout, example_layout
 from jaxgrad.spectra._operators import linear_maps
 from jaxgrad.tracing import Network
@@ -49,13 +53,160 @@ def block_jacobians(network: Network, params: Any, *args: Any, chunk_size: int |
       >>> first.shape, float(second[0, 0, 0])
       ((4, 3, 3), 3.0)
     """
-    layout = example_layout(network, params, *args)
+    check_chunk_size("block_jacobians", chunk_size)
+    evaluated = Evaluated.at(network, params, *args)
+    return [jacobian for _, jacobian in evaluated.jacobians(network.spans, chunk_size)]
 
-    def compute(inputs: list[Any]) -> list[jax.Array]:
-        values = block_values(network, inputs, network.spans)
-        return [jacobian for _, jacobian in span_jacobians(network, layout, values, network.spans, chunk_size)]
 
-    return jax.jit(compute)(network.inputs(params, args))
+class Evaluated(NamedTuple):
+    """A network, and every value its blocks are computed from.
+
+    Attributes:
+      network: The network.
+      layout: Where its examples are.
+      values: The values, by site.
+    """
+
+    network: Network
+    layout: Layout
+    values: dict[Site, Any]
+
+    @classmethod
+    def at(cls, network: Network, params: Any, *args: Any) -> Evaluated:
+        """Evaluate a network."""
+        inputs = network.inputs(params, args)
+        layout = example_layout(network, params, *args)
+        cache = network.program._compiled
+        if "values" not in cache:
+            cache["values"] = jax.jit(lambda inputs: block_values(network, inputs, network.spans))
+        return cls(network, layout, cache["values"](inputs))
+
+    def jacobians(self, spans: Sequence[Span], chunk_size: int | None = None) -> Iterator[tuple[Span, jax.Array]]:
+        """Yield the Jacobian of each span; the steps of one loop come out of one compiled loop."""
+        for _, group in itertools.groupby(spans, key=lambda span: span.equations if span.kind == "time" else span):
+            members = list(group)
+            steps = np.asarray([span.start.step or 0 for span in members], np.int32)
+            compute = functools.partial(_formed, single=members[0].kind == "depth", chunk_size=chunk_size)
+            found = self.run(("jacobians", len(members), chunk_size), members[0], compute, steps)
+            yield from zip(members, found, strict=True)
+
+    def jacobian(self, span: Span, chunk_size: int | None = None) -> jax.Array:
+        """Return the Jacobian of one span; the steps of one loop share one compiled body."""
+        compute = functools.partial(_formed, single=True, chunk_size=chunk_size)
+        return self.run(("jacobian", chunk_size), span, compute, np.asarray([span.start.step or 0], np.int32))[0]
+
+    def run(self, key: tuple[Any, ...], span: Span, compute: Callable[..., Any], steps: np.ndarray, *more: Any) -> Any:
+        """Return ``compute(at, steps, *more)`` compiled; ``at(step)`` gives the span as :func:`depth_function` does.
+
+        Spans that come to the same jaxpr share one program. It is kept with the network, under ``key``.
+        """
+        network, layout = self.network, self.layout
+        cache = network.program._compiled.setdefault("blocks", {})
+        sites = _operand_sites(network, span)
+        operands = [self.values[site] for site in sites]
+
+        def at(operands: list[Any], step: Any) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+            values = dict(zip(sites, operands, strict=True))
+            if span.kind == "time":
+                return time_function(network, layout, values, span, step)
+            return depth_function(network, layout, values, span)
+
+        def forward(operands: list[Any], steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+            function, rows = at(operands, steps[0])
+            return function(rows), rows
+
+        def whole(operands: list[Any], steps: jax.Array, more: tuple[Any, ...]) -> Any:
+            return compute(functools.partial(at, operands), steps, *more)
+
+        shapes = tuple((value.shape, value.dtype) for value in jax.tree.leaves((steps, more)))
+        axes = tuple(layout.axes.get(site) for cut in (span.start, span.end) for site in cut.sites)
+        key = (*key, layout.num_examples, axes, shapes)
+        place = (key, span.equations if span.kind == "time" else span)
+        if place not in cache:
+            # The second fingerprint is slower, but sees through a custom_jvp, which is another one at each call.
+            program = (key, _fingerprint(jax.make_jaxpr(forward)(operands, steps)))
+            if program not in cache:
+                derived = (key, "derived", _fingerprint(jax.make_jaxpr(whole)(operands, steps, more)))
+                cache[program] = cache.setdefault(derived, jax.jit(whole))
+            cache[place] = cache[program]
+        return cache[place](operands, steps, more)
+
+
+def _formed(
+    at: Callable[..., Any], steps: jax.Array, *, single: bool, chunk_size: int | None = None
+) -> list[jax.Array]:
+    """Return the Jacobian at each step."""
+    if single:
+        return [dense_jacobians(*at(steps[0]), chunk_size=chunk_size)]
+    return list(jax.lax.map(lambda step: dense_jacobians(*at(step), chunk_size=chunk_size), steps))
+
+
+def check_chunk_size(function: str, chunk_size: Any) -> None:
+    """Refuse a chunk size that is no positive number."""
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(
+            message(function, "chunk_size of at least 1, or None", f"chunk_size={chunk_size!r}", "leave chunk_size out")
+        )
+
+
+def _operand_sites(network: Network, span: Span) -> list[Site]:
+    """Return where the values are that a span is computed from, in an order that equal spans share."""
+    equations = [network.program.equations[position] for position in span.equations]
+    made = {output for equation in equations for output in equation.outputs}
+    sites: list[Site] = []
+    if span.kind == "time":
+        number, loop = _loop_of(network, span)
+        sites += [(number, entry) for entry in _entering(loop)]
+    else:
+        sites += span.start.sites
+    sites += [(atom,) for equation in equations for atom in equation.operands if atom not in made]
+    if span.kind == "depth":
+        sites += [site for site in span.end.sites if site[0] not in made]
+    return list(dict.fromkeys(sites))
+
+
+def _fingerprint(closed: Any) -> Hashable:
+    """Return what two jaxprs share only where they compute the same."""
+    jaxpr = getattr(closed, "jaxpr", closed)
+    numbers: dict[Any, int] = {}
+
+    def atom(variable: Any) -> Hashable:
+        if isinstance(variable, jex.Literal):
+            return str(variable.aval), np.asarray(variable.val).tobytes()
+        return numbers.setdefault(variable, len(numbers)), str(variable.aval)
+
+    return (
+        tuple(_frozen(const) for const in getattr(closed, "consts", ())),
+        tuple(atom(variable) for variable in (*jaxpr.constvars, *jaxpr.invars)),
+        tuple(
+            (
+                equation.primitive,
+                tuple(atom(variable) for variable in equation.invars),
+                tuple(atom(variable) for variable in equation.outvars),
+                tuple((name, _frozen(value)) for name, value in sorted(equation.params.items())),
+            )
+            for equation in jaxpr.eqns
+        ),
+        tuple(atom(variable) for variable in jaxpr.outvars),
+    )
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return something hashable that is equal for equal values only; where in doubt, for this value alone."""
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+        return _fingerprint(value)
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return dict, tuple((name, _frozen(inner)) for name, inner in sorted(value.items()))
+    if isinstance(value, (np.ndarray, jax.Array)):
+        known = not isinstance(value, Tracer) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return (value.shape, str(value.dtype), np.asarray(value).tobytes()) if known else object()
+    try:
+        hash(value)
+    except TypeError:
+        return object()
+    return type(value), value
 
 
 def span_jacobians(
@@ -109,7 +260,7 @@ def depth_function(
     def function(rows: jax.Array) -> jax.Array:
         state = layout.merge(rows, avals, span.start.sites)
         known = replay(equations, {site[0]: value for site, value in zip(span.start.sites, state, strict=True)}, flat)
-        return layout.split([known.get(site[0], flat[site[0]]) for site in span.end.sites], span.end.sites)
+        return layout.split([(known if site[0] in known else flat)[site[0]] for site in span.end.sites], span.end.sites)
 
     return function, layout.split([values[site] for site in span.start.sites], span.start.sites)
 

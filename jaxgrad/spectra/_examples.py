@@ -99,7 +99,8 @@ def _stand_ins(network: Network) -> list[Any]:
 
 
 def _search(network: Network, inputs: list[Any]) -> Layout:
-    beginnings = [cut for cut in network.cuts if all(span.end != cut for span in network.spans)]
+    ends = {span.end for span in network.spans}
+    beginnings = [cut for cut in network.cuts if cut not in ends]
     if not beginnings:
         return Layout(1, {}, False)
     candidates = _sizes(network, beginnings[0])
@@ -182,12 +183,17 @@ def _push(
             push = stacked
         pushes[site] = jnp.asarray(push, aval.dtype)
 
-    def states(taps: dict[Site, Any]) -> dict[Site, Any]:
-        _, kept = evaluate(network.program, inputs, taps=taps, captures=sites)
-        return kept
+    def compute(inputs: list[Any], pushes: dict[Site, Any]) -> dict[Site, Any]:
+        def states(taps: dict[Site, Any]) -> dict[Site, Any]:
+            _, kept = evaluate(network.program, inputs, taps=taps, captures=sites)
+            return kept
 
-    zeros = jax.tree.map(jnp.zeros_like, pushes)
-    moved = jax.jit(lambda push: linear_maps(states, zeros, jax.eval_shape(states, zeros))[0](push))(pushes)
+        zeros = jax.tree.map(jnp.zeros_like, pushes)
+        return linear_maps(states, zeros, jax.eval_shape(states, zeros))[0](pushes)
+
+    # The sites follow from the beginning, so one program serves every size that is tried, and every later call.
+    compiled = network.program._compiled.setdefault(("moved", beginning), jax.jit(compute))
+    moved = compiled(inputs, pushes)
     return {
         site: np.abs(np.asarray(value, np.float64)).max(axis=0) if len(site) > 1 else np.asarray(value, np.float64)
         for site, value in moved.items()

@@ -9,14 +9,16 @@ goes on with a random direction.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxgrad.spectra._operators import JacobianOperator
+from jaxgrad.spectra._layouts import in_loops
+from jaxgrad.spectra._operators import JacobianOperator, jacobian_operator
 
 
 class SingularTriplets(NamedTuple):
@@ -61,63 +63,105 @@ def golub_kahan(
       value, or by the residual itself where that is smaller; it is an estimate, since a value that the Krylov space
       has not met yet leaves no residual. Not differentiable in itself.
     """
-    swap = operator.out_size < operator.in_size
-    push, pull = (operator.rmatvec, operator.matvec) if swap else (operator.matvec, operator.rmatvec)
-    push, pull = jax.vmap(push), jax.vmap(pull)
-    size = min(operator.in_size, operator.out_size)
+    push, pull, size = sides(operator)
     block_size = num_values if block_size is None else block_size
     if num_steps * block_size >= size:
         basis = jnp.eye(size, dtype=operator.dtype)
         images = push(basis)
     else:
-        basis, images = _krylov(key, push, pull, size, num_steps, block_size, operator)
+        start_key, restart_key = jax.random.split(key)
+        start = jax.random.normal(start_key, (block_size, size), operator.dtype)
+        basis, images = krylov_basis(restart_key, start, push, pull, num_steps, operator)
 
     near, values, far = _ritz(basis, images, num_values + 1)
     residuals = pull(far[:num_values]) - values[:num_values, None] * near[:num_values]
     accuracy = _accuracy(values, jnp.linalg.norm(residuals, axis=1), operator.eps)
-    left, right = (near, far) if swap else (far, near)
+    left, right = (near, far) if operator.out_size < operator.in_size else (far, near)
     return SingularTriplets(left[:num_values], values[:num_values], right[:num_values], accuracy)
 
 
-def _krylov(key, push, pull, size: int, num_steps: int, block_size: int, operator: JacobianOperator):
-    """An orthonormal basis of the Krylov space, and its images; both as rows."""
+def frozen_operator(f: Callable, x: Any) -> JacobianOperator:
+    """Return the operator of ``f`` at ``x`` with no derivative with respect to ``x`` or to what ``f`` closes over."""
+    x = jax.tree.map(jnp.asarray, x)
+    converted, constants = jax.closure_convert(f, x)
+    constants, x = jax.lax.stop_gradient((constants, x))
+    return jacobian_operator(lambda x: converted(x, *constants), x)
+
+
+def sides(operator: JacobianOperator) -> tuple[Callable, Callable, int]:
+    """Return the products of blocks of rows, away from the smaller side and back, and the size of that side."""
+    push, pull = operator.matvec, operator.rmatvec
+    if operator.out_size < operator.in_size:
+        push, pull = pull, push
+    return jax.vmap(push), jax.vmap(pull), min(operator.in_size, operator.out_size)
+
+
+def krylov_basis(
+    key: PRNGKeyArray, start: Array, push: Callable, pull: Callable, num_steps: int, operator: JacobianOperator
+) -> tuple[Array, Array]:
+    """Build an orthonormal basis of a Krylov space, and its images.
+
+    Args:
+      key: Random key of the directions that replace exhausted ones.
+      start: The first block, rows of the smaller side.
+      push: The product of a block with the operator, away from the smaller side.
+      pull: The product with its transpose.
+      num_steps: Blocks in the basis. Static.
+      operator: The operator, for its sizes and precision.
+
+    Returns:
+      The basis, its first rows those of ``start`` made orthonormal, and its images, both as rows.
+    """
     dtype = operator.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    block_size, size = start.shape
     image_size = max(operator.in_size, operator.out_size)
     basis = jnp.zeros((num_steps * block_size, size), dtype)
     images = jnp.zeros((num_steps * block_size, image_size), dtype)
-    keys = jax.random.split(key, num_steps)
+    push, pull = in_loops(push, start.shape, dtype), in_loops(pull, (block_size, image_size), dtype)
 
     def grow(basis, images, block, step):
-        noise = jax.random.normal(keys[step], (block_size, size), dtype)
-        block = _orthonormalize(block, basis, noise, operator.eps)
+        block = _orthonormalize(block, basis, jax.random.fold_in(key, step), eps)
         image = push(block)
-        start = (step * block_size, 0)
-        basis = lax.dynamic_update_slice(basis, block, start)
-        return basis, lax.dynamic_update_slice(images, image, start), image
+        begin = (step * block_size, 0)
+        basis = lax.dynamic_update_slice(basis, block, begin)
+        return basis, lax.dynamic_update_slice(images, image, begin), image
 
     def body(step, state):
         basis, images, image = state
-        scale = jnp.max(jnp.abs(image))
-        return grow(basis, images, pull(image / jnp.where(scale > 0, scale, 1)), step)
+        return grow(basis, images, pull(_unit(image)), step)
 
-    # A zero block is exhausted by definition, so the first basis vectors are random.
-    state = grow(basis, images, jnp.zeros((block_size, size), dtype), 0)
-    basis, images, _ = lax.fori_loop(1, num_steps, body, state)
+    basis, images, _ = lax.fori_loop(1, num_steps, body, grow(basis, images, start, 0))
     return basis, images
 
 
-def _orthonormalize(block: Array, basis: Array, noise: Array, eps: float) -> Array:
-    """Rows orthonormal among themselves and to the basis; a row that is dependent gives way to noise."""
+def _orthonormalize(block: Array, basis: Array, key: PRNGKeyArray, eps: float) -> Array:
+    """Rows orthonormal among themselves and to the basis; a row that is dependent gives way to a random one."""
+    block = _unit(block)
     scale = jnp.max(jnp.linalg.norm(block, axis=1))
-    for replacement in (noise, None):
-        for _ in range(2):
-            block = block - _product(_product(block, basis.T), basis)
-        q, r = jnp.linalg.qr(block.T)
-        block = q.T
-        if replacement is not None:
-            exhausted = jnp.abs(jnp.diagonal(r)) <= 64 * eps * scale
-            block = jnp.where(exhausted[:, None], replacement, block)
-    return block
+    rows, lengths = _orthogonal(block, basis)
+    exhausted = lengths <= 64 * eps * scale
+
+    def replace(rows):
+        noise = jax.random.normal(key, rows.shape, rows.dtype)
+        return _orthogonal(jnp.where(exhausted[:, None], noise, rows), basis)[0]
+
+    return lax.cond(jnp.any(exhausted), replace, lambda rows: rows, rows)
+
+
+def _unit(block: Array) -> Array:
+    """The block in units of its largest entry, whose squares neither overflow nor underflow."""
+    scale = jnp.max(jnp.abs(block))
+    return block / jnp.where(scale > 0, scale, 1)
+
+
+def _orthogonal(block: Array, basis: Array) -> tuple[Array, Array]:
+    """Rows made orthonormal to the basis and to those before them, and how long they were then."""
+    # Once leaves rounding errors of the size of what was subtracted; twice is enough.
+    for _ in range(2):
+        block = block - _product(_product(block, basis.T), basis)
+    q, r = jnp.linalg.qr(block.T)
+    return q.T, jnp.abs(jnp.diagonal(r))
 
 
 def _ritz(basis: Array, images: Array, count: int):

@@ -99,6 +99,34 @@ def test_same_key_same_values():
     assert first.values[0] != golub_kahan(matrix, 1, 3, jax.random.key(8)).values[0]
 
 
+LAYOUTS = {
+    "channels last": (("NHWC", "HWIO", "NHWC"), (1, 8, 9, 4), (3, 3, 4, 6), 1),
+    "channels first": (("NCHW", "OIHW", "NCHW"), (1, 4, 8, 9), (6, 4, 3, 3), 1),
+    "mixed": (("NHWC", "OIHW", "NCHW"), (1, 8, 9, 4), (6, 4, 3, 3), 1),
+    "grouped, one axis": (("NWC", "WIO", "NWC"), (1, 40, 4), (3, 2, 6), 2),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_convolutions_in_any_layout(name):
+    """The loop brings them into one layout; nothing else about them may change."""
+    numbers, shape, kernel_shape, groups = LAYOUTS[name]
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(each), jnp.float32) for each in (shape, kernel_shape))
+
+    @jax.jit
+    def f(x):
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (2,) * (x.ndim - 2), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
+        return jnp.tanh(y)
+
+    got = spectra.singular_values(f, x, k=2, method="golub-kahan", num_steps=20, key=KEY)
+    want = spectra.singular_values(f, x, k=2, method="svd")
+    np.testing.assert_allclose(got.values[0], want.values[0], rtol=1e-4)
+    assert np.all(got.values <= want.values * (1 + 1e-5))
+
+
 def deep_network(width, depth):
     keys = jax.random.split(jax.random.key(11), depth)
     weights = [jax.random.normal(key, (width, width)) * (1.5 / width) ** 0.5 for key in keys]

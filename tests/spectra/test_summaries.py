@@ -10,7 +10,13 @@ import pytest
 from jaxgrad import spectra
 
 KEY = jax.random.key(0)
-NORMS = [spectra.frobenius_norm, spectra.spectral_norm, spectra.stable_rank, spectra.condition_number]
+NORMS = [
+    spectra.frobenius_norm,
+    spectra.spectral_norm,
+    spectra.stable_rank,
+    spectra.effective_rank,
+    spectra.condition_number,
+]
 
 
 def jacobians(*shape, seed=0):
@@ -19,10 +25,12 @@ def jacobians(*shape, seed=0):
 
 def numpy_of(function, matrix):
     values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    shares = values / np.sum(values)
     return {
         "frobenius_norm": np.sqrt(np.sum(values**2)),
         "spectral_norm": values[0],
         "stable_rank": np.sum(values**2) / values[0] ** 2,
+        "effective_rank": np.exp(-np.sum(shares * np.log(shares))),
         "condition_number": values[0] / values[-1],
     }[function.__name__]
 
@@ -68,14 +76,18 @@ def test_values_at_the_edges():
     assert spectra.frobenius_norm(zero) == 0
     assert spectra.spectral_norm(zero) == 0
     assert spectra.stable_rank(zero) == 0
+    assert spectra.effective_rank(zero) == 0
     assert spectra.condition_number(zero) == jnp.inf
     np.testing.assert_array_equal(jax.grad(spectra.frobenius_norm)(zero), zero)
     np.testing.assert_array_equal(jax.grad(spectra.stable_rank)(zero), zero)
+    np.testing.assert_array_equal(jax.grad(spectra.effective_rank)(zero), zero)
+    assert np.isnan(spectra.effective_rank(jnp.full((2, 2), jnp.nan)))
     for size in (2, 5, 50):
         assert spectra.condition_number(jnp.ones((size, size))) == jnp.inf
         np.testing.assert_allclose(spectra.condition_number(3 * jnp.eye(size)), 1.0, rtol=1e-6)
-        np.testing.assert_allclose(spectra.stable_rank(jnp.ones((size, size))), 1.0, rtol=1e-5)
-        np.testing.assert_allclose(spectra.stable_rank(7 * jnp.eye(size)), size, rtol=1e-5)
+        for rank in (spectra.stable_rank, spectra.effective_rank):
+            np.testing.assert_allclose(rank(jnp.ones((size, size))), 1.0, rtol=1e-5)
+            np.testing.assert_allclose(rank(7 * jnp.eye(size)), size, rtol=1e-5)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1e30])
@@ -84,7 +96,7 @@ def test_units_far_from_one(unit):
     for function in (spectra.frobenius_norm, spectra.spectral_norm):
         np.testing.assert_allclose(function(matrix * unit), function(matrix) * unit, rtol=1e-5)
         np.testing.assert_allclose(jax.grad(function)(matrix * unit), jax.grad(function)(matrix), rtol=1e-3, atol=1e-5)
-    for function in (spectra.stable_rank, spectra.condition_number):
+    for function in (spectra.stable_rank, spectra.effective_rank, spectra.condition_number):
         np.testing.assert_allclose(function(matrix * unit), function(matrix), rtol=1e-4)
 
 
@@ -139,6 +151,65 @@ def test_auto_forms_no_large_matrix():
     assert "300,300" in text
 
 
+REPEATED = {
+    "zero": np.zeros((8, 8)),
+    "identity": np.eye(8),
+    "tiny": 1e-30 * np.ones((8, 8)),
+    "huge": 1e30 * np.ones((8, 8)),
+    "rank one": np.ones((8, 8)),
+    "repeated, with zeros": np.diag([2.0, 2, 2, 1, 1, 1, 0, 0]),
+    "gaussian": np.random.default_rng(0).standard_normal((8, 8)),
+    "wide": np.random.default_rng(1).standard_normal((8, 30)),
+    "tall": np.random.default_rng(1).standard_normal((30, 8)),
+}
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", REPEATED)
+def test_tridiagonal_is_as_good_as_it_says(name, double, x64):
+    matrix = jnp.asarray(REPEATED[name], jnp.float64 if double else jnp.float32)
+    x = jnp.zeros(matrix.shape[1], matrix.dtype)
+    values_of = lambda matrix: spectra.singular_values(lambda x: matrix @ x, x, method="tridiagonal")  # noqa: E731
+    got = jax.tree.map(np.asarray, jax.jit(jax.vmap(values_of))(jnp.stack([matrix, 2 * matrix])))
+    want = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    assert got.values.dtype == matrix.dtype
+    for factor, values, accuracy in zip((1, 2), *got, strict=True):
+        assert np.all(np.abs(values - factor * want) <= accuracy * factor * want[0])
+        assert np.all(np.diff(values) <= 0)
+    # Good at the top, and no better than the root of that at a zero.
+    eps = float(jnp.finfo(matrix.dtype).eps)
+    assert np.all(got.accuracy <= 4 * eps**0.5)
+    if want[0] > 0:
+        assert np.all(got.accuracy[:, 0] <= 8 * eps)
+    if name == "rank one":
+        assert np.all(got.accuracy[:, 1:] >= eps**0.5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+def test_tridiagonal_has_the_gradient_of_the_svd(shape, x64):
+    matrix = jacobians(*shape).astype(jnp.float64)
+
+    def total(matrix, method):
+        values = spectra.singular_values(lambda x: matrix @ x, jnp.zeros(shape[1]), k=3, method=method).values
+        return jnp.sum(values * jnp.arange(1.0, 4.0))
+
+    np.testing.assert_allclose(
+        jax.grad(total)(matrix, "tridiagonal"), jax.grad(total)(matrix, "svd"), rtol=1e-8, atol=1e-10
+    )
+    for degenerate in (jnp.zeros(shape), jnp.ones(shape), jnp.eye(*shape)):
+        assert np.all(np.isfinite(jax.grad(total)(degenerate, "tridiagonal")))
+
+
+def test_auto_takes_the_tridiagonal_form_where_it_is_good_enough():
+    def primitives(size, **settings):
+        return str(jax.make_jaxpr(lambda x: spectra.singular_values(jnp.sin, x, **settings))(jnp.ones(size, "float32")))
+
+    assert "tridiagonal" in primitives(300, tol=3e-3)
+    for size, tol in ((300, None), (300, 1e-4), (200, 3e-3)):
+        assert "tridiagonal" not in primitives(size, tol=tol)
+    assert "300,300" not in primitives(300, tol=3e-3, k=1, key=KEY)
+
+
 def test_gradient_at_repeated_values():
     for scale in (0.0, 2.0):
         total = lambda scale: spectra.singular_values(lambda x: scale * x, jnp.ones(5)).values.sum()  # noqa: E731
@@ -156,6 +227,8 @@ def test_singular_values_refuse(unchecked):
         spectra.singular_values(jnp.sin, x, method="lanczos")
     with pytest.raises(ValueError, match="num_steps"):
         spectra.singular_values(jnp.sin, x, num_steps=0)
+    with pytest.raises(ValueError, match="tol"):
+        spectra.singular_values(jnp.sin, x, tol=-1.0)
     with pytest.raises(ValueError, match=r"random key .*\n.*jax.random.key"):
         spectra.singular_values(jnp.sin, x, k=1, method="golub-kahan")
     with pytest.raises(ValueError, match="random key"):
