@@ -25,6 +25,10 @@ _BLOCK = 4096
 _MAX_HALVINGS = 48
 _MAX_PANELS = 8192
 _GOAL = 1e-12
+# A normal is cut off at so many of its standard deviations; below the next, it is as good as a point.
+_REACH = 9.0
+_NARROW = 1.5e-4
+_WINDOW = 2**20
 _ACCEPTABLE = 1e-6
 
 Integrand = Callable[[np.ndarray], np.ndarray]
@@ -111,6 +115,94 @@ def _panels(caller: str, integrand: Integrand, left: np.ndarray, right: np.ndarr
             message(caller, "an activation with finite moments", "inf", "give a function that is finite everywhere")
         )
     return integrals
+
+
+def pair_expectation(caller: str, integrand: Integrand, correlation: float) -> np.ndarray:
+    """Compute ``E[f(z) f(z')]`` over standard normals z and z' of a given correlation, for each function f.
+
+    Given z, the other is normal about ``correlation * z``: f is smoothed by that normal on a mesh fitted to its kinks,
+    and what is left is an expectation over z.
+
+    Args:
+      caller: The public name the user called, for errors.
+      integrand: Maps points of shape (n,) to values of the functions, of shape (m, n).
+      correlation: Between -1 and 1. Within 1e-8 of either, it counts as that.
+
+    Returns:
+      Expectations of shape (m,).
+
+    Raises:
+      ValueError: An expectation diverges, or a value is NaN.
+    """
+    spread = np.sqrt((1 - correlation) * (1 + correlation))
+    if spread < _NARROW:
+        sign = np.copysign(1.0, correlation)
+        return expectation(caller, lambda z: integrand(z) * integrand(sign * z))
+    meshes: dict[float, tuple[np.ndarray, np.ndarray]] = {}
+
+    def product(z: np.ndarray) -> np.ndarray:
+        limit = next(limit for limit in _LIMITS if np.abs(z).max() <= limit)
+        if limit not in meshes:
+            meshes[limit] = _mesh(integrand, limit + _REACH * spread, spread)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return integrand(z) * _smoothed(*meshes[limit], correlation * z, spread)
+
+    return expectation(caller, product)
+
+
+def _mesh(integrand: Integrand, limit: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes in order, and weights times values there, that resolve the functions and a normal of that spread."""
+    nodes, weights = _rule()
+    edges = np.linspace(-limit, limit, max(2, int(np.ceil(limit / min(spread, 0.5)))) + 1)
+    left, right = edges[:-1], edges[1:]
+    points, weighted = [], []
+
+    def fitted(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        half = (right - left) / 2
+        t = ((left + right) / 2)[:, None] + half[:, None] * nodes
+        return t, integrand(t.ravel()).reshape(-1, *t.shape) * (half[:, None] * weights)
+
+    t, values = fitted(left, right)
+    size = np.abs(values).max(axis=(1, 2))
+    for halving in range(_MAX_HALVINGS):
+        middle = (left + right) / 2
+        fine_t, fine = fitted(np.concatenate([left, middle]), np.concatenate([middle, right]))
+        first, second = np.split(fine, 2, axis=1)
+        lever = (t - middle[:, None]) / (right - left)[:, None]
+        levers = np.split((fine_t - np.tile(middle, 2)[:, None]) / np.tile(right - left, 2)[:, None], 2)
+        # The functions and their first moments in a panel: one alone may agree by symmetry.
+        plain = np.abs(np.sum(first + second - values, axis=2))
+        tilted = np.abs(np.sum(first * levers[0] + second * levers[1] - values * lever, axis=2))
+        rough = np.any(plain + tilted > _GOAL * (size[:, None] + np.sum(np.abs(values), axis=2)), axis=0)
+        if halving == _MAX_HALVINGS - 1:
+            rough[:] = False
+        points.append(t[~rough].ravel())
+        weighted.append(values[:, ~rough].reshape(len(values), -1))
+        if not np.any(rough):
+            break
+        left, right = np.concatenate([left[rough], middle[rough]]), np.concatenate([middle[rough], right[rough]])
+        t = np.concatenate([part[rough] for part in np.split(fine_t, 2)])
+        values = np.concatenate([first[:, rough], second[:, rough]], axis=1)
+    t, values = np.concatenate(points), np.concatenate(weighted, axis=1)
+    order = np.argsort(t)
+    return t[order], values[:, order]
+
+
+def _smoothed(t: np.ndarray, weighted: np.ndarray, centres: np.ndarray, spread: float) -> np.ndarray:
+    """Return the functions averaged over normals of one spread about each centre, of shape (m, number of centres)."""
+    begin = np.searchsorted(t, centres - _REACH * spread)
+    end = np.searchsorted(t, centres + _REACH * spread)
+    results = np.empty((len(weighted), centres.size))
+    # As many centres at a time as keep the window of nodes within some megabytes.
+    length = max(1, int((end - begin).max()))
+    for start in range(0, centres.size, max(1, _WINDOW // length)):
+        part = slice(start, start + max(1, _WINDOW // length))
+        index = begin[part, None] + np.arange(length)
+        inside = index < end[part, None]
+        index = np.minimum(index, t.size - 1)
+        density = np.exp(-(((t[index] - centres[part, None]) / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+        results[:, part] = np.einsum("mij,ij->mi", weighted[:, index], np.where(inside, density, 0.0))
+    return results
 
 
 @functools.cache

@@ -5,18 +5,42 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.core import Tracer
 
 from jaxgrad._checks import message
-from jaxgrad.activations._quadrature import Integrand, expectation, values, values_and_slopes
+from jaxgrad.activations._quadrature import Integrand, expectation, pair_expectation, values, values_and_slopes
 from jaxgrad.activations._table import resolve
 
 # Beyond these, the slopes of an activation are those at 0 and at infinity.
 _SMALLEST = 1e-150
 _LARGEST = 1e8
+
+
+class Moments(NamedTuple):
+    """Gaussian moments of an activation and its slope.
+
+    Attributes:
+      mean: ``E[φ]``.
+      square: ``E[φ²]``.
+      slope_square: ``E[φ'²]``.
+      fourth: ``E[φ⁴]``.
+      slope_fourth: ``E[φ'⁴]``.
+      mixed: ``E[φ² φ'²]``.
+      product: ``E[φ φ' z]`` with z the input over its standard deviation.
+      slope_bend: ``E[φ'² z²]``.
+    """
+
+    mean: float
+    square: float
+    slope_square: float
+    fourth: float
+    slope_fourth: float
+    mixed: float
+    product: float
+    slope_bend: float
 
 
 class Kernel:
@@ -48,6 +72,33 @@ class Kernel:
                 return self._values_and_slopes(scale * z)[1:] ** 2
 
         return float(expectation(self._caller, integrand)[0])
+
+    def moments(self, q: float) -> Moments:
+        """Return the moments of the activation and its slope that one layer's fluctuations depend on."""
+        scale = min(max(math.sqrt(q), _SMALLEST), _LARGEST)
+
+        def integrand(z: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                value, slope = self._values_and_slopes(scale * z)
+                both = value * slope
+                powers = [value, value**2, slope**2, value**4, slope**4, both**2, both * z, (slope * z) ** 2]
+                return np.stack(powers)
+
+        return Moments(*map(float, expectation(self._caller, integrand)))
+
+    def covariance(self, q: float, c: float) -> float:
+        """Return ``E[φ(u) φ(u')]`` of two inputs of variance q and correlation c."""
+        scale = math.sqrt(q)
+        return float(pair_expectation(self._caller, lambda z: self._values(scale * z), c)[0])
+
+    def slope_covariance(self, q: float, c: float) -> float:
+        """Return ``E[φ'(u) φ'(u')]`` of two inputs of variance q and correlation c; at q = 0 and inf, its limit."""
+        scale = min(max(math.sqrt(q), _SMALLEST), _LARGEST)
+        return float(pair_expectation(self._caller, lambda z: self._values_and_slopes(scale * z)[1:], c)[0])
+
+    def slopes(self, x: np.ndarray) -> np.ndarray:
+        """Return the slope at each point of an array of shape (n,)."""
+        return self._values_and_slopes(x)[1]
 
     @functools.cached_property
     def _values(self) -> Integrand:
@@ -105,7 +156,12 @@ def variances(caller: str, weight_variance: float, bias_variance: float) -> tupl
 
 
 def finite(caller: str, name: str, value: Any) -> float:
-    """Return a number that is finite and not negative as a Python float, or refuse it."""
+    """Return a variance that is finite and not negative as a Python float, or refuse it."""
+    return number(caller, name, value, 0, math.inf, "it is a variance: pass σ², not σ")
+
+
+def number(caller: str, name: str, value: Any, low: float, high: float, remedy: str | None = None) -> float:
+    """Return a finite number of at least ``low`` and at most ``high`` as a Python float, or refuse it."""
     if isinstance(value, Tracer):
         raise TypeError(
             message(
@@ -115,12 +171,21 @@ def finite(caller: str, name: str, value: Any) -> float:
                 "call this outside jit, grad and vmap: it computes on the host",
             )
         )
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(
-            message(caller, f"a finite {name} of at least 0", f"{name}={number}", "it is a variance: pass σ², not σ")
-        )
-    return number
+    result = float(value)
+    if not (low <= result <= high and math.isfinite(result)):
+        bounds = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        remedy = f"pass {name} in that range" if remedy is None else remedy
+        raise ValueError(message(caller, f"a finite {name} {bounds}", f"{name}={result}", remedy))
+    return result
+
+
+def count(caller: str, name: str, value: Any, low: int = 1) -> int:
+    """Return a whole number of at least ``low``, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(message(caller, f"{name} as a whole number", repr(value), f"pass an int as {name}"))
+    if value < low:
+        raise ValueError(message(caller, f"{name} of at least {low}", f"{name}={value}", f"pass a larger {name}"))
+    return int(value)
 
 
 def _compiled(make: Callable[..., Integrand], caller: str, function: Callable[..., Any]) -> Integrand:
