@@ -284,3 +284,33 @@ def test_bad_input(unchecked):
         spectra.product_spectrum([square, jnp.ones((3, 3), jnp.int32)])
     with pytest.raises(ValueError, match="none of them empty"):
         spectra.product_spectrum([square, jnp.ones((0, 3))])
+
+
+@pytest.mark.parametrize(("depth", "size"), [(1000, 8), (100, 32)])
+def test_gaussian_products_of_arrays_are_right_to_their_rounding(depth, size):
+    """A few of the factors are all but singular, which float32 arithmetic cannot carry through."""
+    factors = np.float32(gaussian(depth, size, seed=3))
+    got = np.asarray(spectra.product_spectrum(jnp.asarray(factors)), np.float64)
+    largest, determinant = exact_extremes(factors)
+    assert got.dtype == np.float64 and abs(got[0] - largest) < 1e-4
+    assert abs(got.sum() - determinant) < 1e-3
+
+
+@pytest.mark.parametrize("rank", [1, 8, 15])
+def test_rank_of_factors_made_in_float32(rank):
+    rng = np.random.default_rng(rank)
+    tall, wide = np.float32(rng.standard_normal((16, rank))), np.float32(rng.standard_normal((rank, 16)))
+    before, after = np.float32(gaussian(2, 16, seed=1))
+    factors = [jnp.asarray(factor) for factor in (before, tall @ wide, after)]
+    values = np.asarray(spectra.product_spectrum(factors))
+    assert np.sum(np.isfinite(values)) == rank and np.all(values[rank:] == -np.inf)
+
+
+def test_normalization_loses_one_direction():
+    def center(x):
+        return x - jnp.mean(x)
+
+    jacobian = jax.jacobian(center)(jnp.arange(12.0))
+    values = np.asarray(spectra.product_spectrum([jacobian, jacobian, jacobian]))
+    np.testing.assert_allclose(values[:-1], 0, atol=1e-5)
+    assert values[-1] == -np.inf
