@@ -25,6 +25,7 @@ _BLOCK = 4096
 _MAX_HALVINGS = 48
 _MAX_PANELS = 8192
 _GOAL = 1e-12
+_COARSE_GOAL = 1e-6  # of a function that is rounded to float32
 # A normal is cut off at so many of its standard deviations; below the next, it is as good as a point.
 _REACH = 9.0
 _NARROW = 1.5e-4
@@ -34,12 +35,13 @@ _ACCEPTABLE = 1e-6
 Integrand = Callable[[np.ndarray], np.ndarray]
 
 
-def expectation(caller: str, integrand: Integrand) -> np.ndarray:
-    """Compute ``E[integrand(z)]`` over a standard normal z, to 1e-12 of ``E|integrand(z)|``.
+def expectation(caller: str, integrand: Integrand, goal: float = _GOAL) -> np.ndarray:
+    """Compute ``E[integrand(z)]`` over a standard normal z, to the goal times ``E|integrand(z)|``.
 
     Args:
       caller: The public name the user called, for errors.
       integrand: Maps points of shape (n,) to values of shape (m, n).
+      goal: The precision; finer than what the values are rounded to, it is sought in vain.
 
     Returns:
       Expectations of shape (m,).
@@ -48,9 +50,9 @@ def expectation(caller: str, integrand: Integrand) -> np.ndarray:
       ValueError: An expectation diverges, or a value is NaN.
     """
     for limit in _LIMITS:
-        total, magnitude, edge, error = _integrate(caller, integrand, limit)
-        if np.all(edge <= _GOAL * magnitude):
-            if np.all(error <= _ACCEPTABLE * magnitude):
+        total, magnitude, edge, error = _integrate(caller, integrand, limit, goal)
+        if np.all(edge <= goal * magnitude):
+            if np.all(error <= max(goal, _ACCEPTABLE) * magnitude):
                 return total
             break
     raise ValueError(
@@ -64,7 +66,7 @@ def expectation(caller: str, integrand: Integrand) -> np.ndarray:
 
 
 def _integrate(
-    caller: str, integrand: Integrand, limit: float
+    caller: str, integrand: Integrand, limit: float, goal: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the integrals, those of the absolute values, what the outermost panels hold, and the errors."""
     edges = _edges(limit)
@@ -78,10 +80,10 @@ def _integrate(
         first, second = np.split(fine, 2, axis=1)
         errors = np.abs(first + second - coarse)
         scale = magnitude + np.sum(np.abs(fine), axis=1)
-        finished = np.all(error + np.sum(errors, axis=1) <= _GOAL * scale)
+        finished = np.all(error + np.sum(errors, axis=1) <= goal * scale)
         last = halving == _MAX_HALVINGS - 1 or 2 * left.size > _MAX_PANELS
         # Where most of the error sits in few panels, the others are left alone.
-        keep = np.any(errors > 0.25 * _GOAL * scale[:, None] / left.size, axis=0) & (not (finished or last))
+        keep = np.any(errors > 0.25 * goal * scale[:, None] / left.size, axis=0) & (not (finished or last))
         total += np.sum((first + second)[:, ~keep], axis=1)
         magnitude += np.sum((np.abs(first) + np.abs(second))[:, ~keep], axis=1)
         error += np.sum(errors[:, ~keep], axis=1)
@@ -117,7 +119,7 @@ def _panels(caller: str, integrand: Integrand, left: np.ndarray, right: np.ndarr
     return integrals
 
 
-def pair_expectation(caller: str, integrand: Integrand, correlation: float) -> np.ndarray:
+def pair_expectation(caller: str, integrand: Integrand, correlation: float, goal: float = _GOAL) -> np.ndarray:
     """Compute ``E[f(z) f(z')]`` over standard normals z and z' of a given correlation, for each function f.
 
     Given z, the other is normal about ``correlation * z``: f is smoothed by that normal on a mesh fitted to its kinks,
@@ -127,6 +129,7 @@ def pair_expectation(caller: str, integrand: Integrand, correlation: float) -> n
       caller: The public name the user called, for errors.
       integrand: Maps points of shape (n,) to values of the functions, of shape (m, n).
       correlation: Between -1 and 1. Within 1e-8 of either, it counts as that.
+      goal: The precision, as in :func:`expectation`.
 
     Returns:
       Expectations of shape (m,).
@@ -137,20 +140,20 @@ def pair_expectation(caller: str, integrand: Integrand, correlation: float) -> n
     spread = np.sqrt((1 - correlation) * (1 + correlation))
     if spread < _NARROW:
         sign = np.copysign(1.0, correlation)
-        return expectation(caller, lambda z: integrand(z) * integrand(sign * z))
+        return expectation(caller, lambda z: integrand(z) * integrand(sign * z), goal)
     meshes: dict[float, tuple[np.ndarray, np.ndarray]] = {}
 
     def product(z: np.ndarray) -> np.ndarray:
         limit = next(limit for limit in _LIMITS if np.abs(z).max() <= limit)
         if limit not in meshes:
-            meshes[limit] = _mesh(integrand, limit + _REACH * spread, spread)
+            meshes[limit] = _mesh(integrand, limit + _REACH * spread, spread, goal)
         with np.errstate(over="ignore", invalid="ignore"):
             return integrand(z) * _smoothed(*meshes[limit], correlation * z, spread)
 
-    return expectation(caller, product)
+    return expectation(caller, product, goal)
 
 
-def _mesh(integrand: Integrand, limit: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
+def _mesh(integrand: Integrand, limit: float, spread: float, goal: float) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes in order, and weights times values there, that resolve the functions and a normal of that spread."""
     nodes, weights = _rule()
     edges = np.linspace(-limit, limit, max(2, int(np.ceil(limit / min(spread, 0.5)))) + 1)
@@ -173,8 +176,8 @@ def _mesh(integrand: Integrand, limit: float, spread: float) -> tuple[np.ndarray
         # The functions and their first moments in a panel: one alone may agree by symmetry.
         plain = np.abs(np.sum(first + second - values, axis=2))
         tilted = np.abs(np.sum(first * levers[0] + second * levers[1] - values * lever, axis=2))
-        rough = np.any(plain + tilted > _GOAL * (size[:, None] + np.sum(np.abs(values), axis=2)), axis=0)
-        if halving == _MAX_HALVINGS - 1:
+        rough = np.any(plain + tilted > goal * (size[:, None] + np.sum(np.abs(values), axis=2)), axis=0)
+        if halving == _MAX_HALVINGS - 1 or (halving > 0 and np.count_nonzero(rough) > _MAX_PANELS):
             rough[:] = False
         points.append(t[~rough].ravel())
         weighted.append(values[:, ~rough].reshape(len(values), -1))
@@ -215,6 +218,15 @@ def _edges(limit: float) -> np.ndarray:
     # Panels shrink towards zero: at a large variance everything that bends does so there.
     positive = np.concatenate([[0.0], 2.0 ** np.arange(-30, -1), np.arange(0.5, limit + 0.25, 0.5)])
     return np.concatenate([-positive[:0:-1], positive])
+
+
+def resolution(integrand: Integrand) -> float:
+    """Return the goal to integrate a function to: a coarse one where it is rounded to float32."""
+    points = np.linspace(-3.0, 3.0, 256) * np.pi
+    found = integrand(points)[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = np.unique(found).size > points.size // 4 and np.array_equal(found, np.float32(found))
+    return _COARSE_GOAL if rounded else _GOAL
 
 
 def values(caller: str, function: Callable[..., Any]) -> Integrand:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._norms import accumulator
 from jaxgrad.spectra._blocks import block_values, depth_function, time_function
 from jaxgrad.spectra._examples import Layout
 from jaxgrad.tracing import Network
@@ -167,7 +168,7 @@ def _stacked_shape(network: Network, site: Site) -> tuple[int, ...]:
 
 def _wide(value: Any) -> Any:
     """Return the magnitude of a value in float32 or wider."""
-    return jnp.abs(value).astype(jnp.promote_types(jnp.abs(value).dtype, jnp.float32))
+    return jnp.abs(value).astype(accumulator(value))
 
 
 def _norm(value: Any, *, stacked: bool = False) -> Any:
@@ -264,7 +265,7 @@ def _feature_axis(site: LayerSite, aval: Any) -> int:
 
 def _spread(value: Any) -> tuple[Any, Any, Any]:
     """Return mean, standard deviation and some of the values."""
-    flat = jnp.ravel(value).astype(jnp.promote_types(value.dtype, jnp.float32))
+    flat = jnp.ravel(value).astype(accumulator(value))
     stride = -(-flat.size // _SAMPLE) | 1  # odd, so that it does not fall in step with the units
     return jnp.mean(flat), jnp.std(flat), flat[::stride][:_SAMPLE]
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgrad._norms import accumulator
 from jaxgrad.diagnosis._report import Level, Spectrum
 from jaxgrad.spectra._blocks import block_values, depth_function, span_jacobians, time_function
 from jaxgrad.spectra._examples import Layout, example_layout
@@ -157,7 +158,7 @@ def _compiled(network: Network, layout: Layout, chosen: Sequence[int], count: in
 
 
 def _float32(value: jax.Array) -> jax.Array:
-    return value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return value.astype(accumulator(value))
 
 
 def _sides(network: Network, layout: Layout, span: Span) -> tuple[int, int]:

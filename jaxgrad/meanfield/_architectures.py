@@ -255,7 +255,8 @@ def _activate(kernel: Kernel, state: _State) -> tuple[_State, float]:
         product = kernel.covariance(state.square, c)
     gain = moments.slope_square
     spread = state.spread + (3 * (moments.slope_fourth / gain**2 - 1) / state.units if gain else 0.0)
-    return _State(square, moments.mean, product, state.units, spread), gain
+    root = math.sqrt(square)  # at 0 and for a constant, rounding could carry the mean beyond it
+    return _State(square, min(max(moments.mean, -root), root), product, state.units, spread), gain
 
 
 def _batch_normalize(batch_size: int | None, eps: float, state: _State) -> tuple[_State, float]:

@@ -11,7 +11,14 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxgrad._checks import message
-from jaxgrad.activations._quadrature import Integrand, expectation, pair_expectation, values, values_and_slopes
+from jaxgrad.activations._quadrature import (
+    Integrand,
+    expectation,
+    pair_expectation,
+    resolution,
+    values,
+    values_and_slopes,
+)
 from jaxgrad.activations._table import resolve
 
 # Beyond these, the slopes of an activation are those at 0 and at infinity.
@@ -60,7 +67,7 @@ class Kernel:
                 # By parts, so that jumps count too.
                 return np.stack([squares, squares * (z**2 - 1)])
 
-        second, bend = expectation(self._caller, integrand)
+        second, bend = expectation(self._caller, integrand, self.goal)
         return float(second), float(bend) / (2 * q) if q > 0 else math.nan
 
     def squared_slope(self, q: float) -> float:
@@ -71,7 +78,7 @@ class Kernel:
             with np.errstate(over="ignore"):
                 return self._values_and_slopes(scale * z)[1:] ** 2
 
-        return float(expectation(self._caller, integrand)[0])
+        return float(expectation(self._caller, integrand, self.goal)[0])
 
     def moments(self, q: float) -> Moments:
         """Return the moments of the activation and its slope that one layer's fluctuations depend on."""
@@ -84,21 +91,27 @@ class Kernel:
                 powers = [value, value**2, slope**2, value**4, slope**4, both**2, both * z, (slope * z) ** 2]
                 return np.stack(powers)
 
-        return Moments(*map(float, expectation(self._caller, integrand)))
+        return Moments(*map(float, expectation(self._caller, integrand, self.goal)))
 
     def covariance(self, q: float, c: float) -> float:
         """Return ``E[φ(u) φ(u')]`` of two inputs of variance q and correlation c."""
         scale = math.sqrt(q)
-        return float(pair_expectation(self._caller, lambda z: self._values(scale * z), c)[0])
+        return float(pair_expectation(self._caller, lambda z: self._values(scale * z), c, self.goal)[0])
 
     def slope_covariance(self, q: float, c: float) -> float:
         """Return ``E[φ'(u) φ'(u')]`` of two inputs of variance q and correlation c; at q = 0 and inf, its limit."""
         scale = min(max(math.sqrt(q), _SMALLEST), _LARGEST)
-        return float(pair_expectation(self._caller, lambda z: self._values_and_slopes(scale * z)[1:], c)[0])
+        slopes = lambda z: self._values_and_slopes(scale * z)[1:]  # noqa: E731
+        return float(pair_expectation(self._caller, slopes, c, self.goal)[0])
 
     def slopes(self, x: np.ndarray) -> np.ndarray:
         """Return the slope at each point of an array of shape (n,)."""
         return self._values_and_slopes(x)[1]
+
+    @functools.cached_property
+    def goal(self) -> float:
+        """The precision that the activation's values allow."""
+        return resolution(self._values)
 
     @functools.cached_property
     def _values(self) -> Integrand:

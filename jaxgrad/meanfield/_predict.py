@@ -139,7 +139,7 @@ def _read(network: Network, span: Span, known: Mapping[int, Any]) -> tuple[Eleme
     """Return a block's elements, or why there are none."""
     try:
         elements = read_block(network, span, known)
-        propagate(elements, c=0.0)
+        propagate(elements, c=0.0 if _holds(elements, BatchNorm) else None)
     except Unreadable as reason:
         return str(reason)
     except (TypeError, ValueError) as error:
@@ -162,7 +162,8 @@ def _from_theory(
     # What two examples share matters to BatchNorm alone, and costs more than all the rest.
     result = propagate(elements, q=signal.q, c=signal.c if follow else None, mean=signal.mean)
     variance = float(result.log_variance[-1]) if elements else 0.0
-    end = _Signal(float(result.q[-1]), float(result.mean[-1]), float(result.c[-1]) if follow else signal.c)
+    q, c = float(result.q[-1]), float(result.c[-1]) if follow else signal.c
+    end = _Signal(q, min(max(float(result.mean[-1]), -math.sqrt(q)), math.sqrt(q)), min(max(c, -1.0), 1.0))
     gain, error = result.log_growth / math.log(100), math.sqrt(variance) / math.log(100)
     return BlockPrediction(name, gain, error, end.q, elements, "theory", ""), end
 

@@ -119,8 +119,8 @@ def _outputs(
         operands = [_operand(atom, ways, known) for atom in equation.inputs]
         if id(equation) in layers:
             return [_dense(equation, operands, avals)]
-        ranks = [len(avals[atom].shape) for atom in equation.operands if atom in ways]
-        return _step(equation.operation, operands, equation.params, max(ranks))
+        shapes = [avals[atom].shape for atom in equation.operands if atom in ways]
+        return _step(equation.operation, operands, equation.params, max(shapes, key=len))
     except Unreadable as reason:
         return [reason] * len(equation.outputs)
 
@@ -205,8 +205,8 @@ def _coverage(params: Mapping[str, Any], data: tuple[int, ...], window: tuple[in
     return share
 
 
-def _step(operation: str, operands: Sequence[Any], params: Mapping[str, Any], rank: int) -> list[Way]:
-    """Return the way through an operation without parameters of its own; ``rank`` is its operand's number of axes."""
+def _step(operation: str, operands: Sequence[Any], params: Mapping[str, Any], shape: tuple[int, ...]) -> list[Way]:
+    """Return the way through an operation without parameters of its own, on an operand of some shape."""
     ways = [operand for operand in operands if isinstance(operand, Way)]
     if operation in _MOVES and len(ways) == 1:
         way = ways[0]
@@ -214,8 +214,9 @@ def _step(operation: str, operands: Sequence[Any], params: Mapping[str, Any], ra
     if operation in _CALLS:
         return _call(operands, params)
     if operation in ("reduce_sum", "reduce_mean") and ways[0].role in ("unit", "power"):
-        axes = frozenset(params["axes"]) if rank > 1 else frozenset()
-        return [ways[0]._replace(role="statistic", axes=axes, centered=False)]
+        axes = frozenset(params["axes"]) if len(shape) > 1 else frozenset()
+        size = math.prod(shape[axis] for axis in params["axes"])
+        return [ways[0]._replace(role="statistic", axes=axes, size=size, centered=False)]
     if operation in ("square", "integer_pow", "abs") or (operation == "mul" and len(ways) == 2 and ways[0] == ways[1]):
         if ways[0].role == "unit" and params.get("y", 2) == 2:
             return [ways[0]._replace(role="power")]
@@ -244,10 +245,8 @@ def _call(operands: Sequence[Any], params: Mapping[str, Any]) -> list[Way]:
     for eqn in closed.jaxpr.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         if any(isinstance(value, Way) for value in inputs):
-            ranks = [
-                len(atom.aval.shape) for atom, value in zip(eqn.invars, inputs, strict=True) if isinstance(value, Way)
-            ]
-            outputs: Sequence[Any] = _step(eqn.primitive.name, inputs, eqn.params, max(ranks))
+            shapes = [atom.aval.shape for atom, way in zip(eqn.invars, inputs, strict=True) if isinstance(way, Way)]
+            outputs: Sequence[Any] = _step(eqn.primitive.name, inputs, eqn.params, max(shapes, key=len))
         elif any(value is None for value in inputs):
             outputs = [None] * len(eqn.outvars)
         else:
@@ -319,7 +318,7 @@ def _join(operation: str, first: Way, second: Way, operands: Sequence[Any]) -> W
 
 def _normalization(unit: Way, statistic: Way) -> Element:
     if 0 in statistic.axes:
-        return BatchNorm(None, statistic.eps)
+        return BatchNorm(max(statistic.size, 4), statistic.eps)
     return LayerNorm(unit.centered, statistic.eps)
 
 

@@ -144,7 +144,8 @@ def _gru(weight_variance: float, extra: float, forget_bias: float) -> RecurrentS
         v = weight_variance * square + extra
         # 1 - σ(x) = σ(-x): the gate that lets in has the negative bias.
         new = leave.moments(v).square * tanh.moments(candidate(square)).square
-        return new + update.moments(v).square * square
+        # Where what enters balances what is lost: one step at a time, a gate that keeps long would take long.
+        return new / (1 - update.moments(v).square)
 
     square = _settle(step)
     v = weight_variance * square + extra

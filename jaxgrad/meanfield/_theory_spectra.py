@@ -197,8 +197,10 @@ def predict_density(
         plateaus = [*zip(values[:num_plateaus], masses[:num_plateaus], strict=True)]
         atoms += [((factor * d) ** depth, 1 - depth * (1 - mass)) for d, mass in plateaus if d > 0]
     atoms = [(float(value), float(mass)) for value, mass in atoms if mass > 1e-12]
-    if sum(mass for _, mass in atoms) > 1 - 1e-9 or factor == 0:
-        return TheoryDensity(np.zeros(points.shape), tuple(atoms) or ((0.0, 1.0),))
+    if factor == 0:
+        atoms = [(0.0, 1.0)]
+    if sum(mass for _, mass in atoms) > 1 - 1e-9:
+        return TheoryDensity(np.zeros(points.shape), tuple(atoms))
     density = _density(values, masses, points, depth, factor, exponent)
     return TheoryDensity(np.where(points < _edge(kernel, q, depth, factor, exponent), density, 0.0), tuple(atoms))
 
@@ -241,7 +243,7 @@ def _edge(kernel: Kernel, q: float, depth: int, factor: float, exponent: int) ->
             d = np.minimum(kernel.slopes(scale * z) ** 2 / largest, 1.0)
             return (d / (distance + (1 - d)))[None]
 
-        x = float(expectation("predict_spectrum", integrand)[0])
+        x = float(expectation("predict_spectrum", integrand, kernel.goal)[0])
         base = math.log(factor * largest * (1 + distance) * x) + (exponent - 1) * math.log1p(x)
         return math.log1p(x) - math.log(x) + depth * base
 
@@ -278,7 +280,7 @@ def _slopes(kernel: Kernel, q: float) -> tuple[np.ndarray, np.ndarray, int]:
     def indicators(z: np.ndarray) -> np.ndarray:
         return (kernel.slopes(scale * z)[None] ** 2 == plateaus[:, None]).astype(np.float64)
 
-    masses = expectation("predict_density", indicators) if plateaus.size else np.zeros(0)
+    masses = expectation("predict_density", indicators, kernel.goal) if plateaus.size else np.zeros(0)
     rest = squares[~np.isin(squares, plateaus)]
     density = np.exp(-(z[~np.isin(squares, plateaus)] ** 2) / 2)
     left = max(1 - masses.sum(), 0.0)

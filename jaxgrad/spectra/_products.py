@@ -114,6 +114,7 @@ def _spectrum(groups: list[Array], eps: float | None = None) -> Array:
 
     out_size, in_size = groups[-1].shape[1], groups[0].shape[2]
     columns = [lax.stop_gradient(_column_exponents(group)) for group in groups]
+    push = functools.partial(_push, eps=eps)
     identity = jnp.eye(in_size, dtype=dtype)
     state = (identity, columns[0][0], identity)
     for index, group in enumerate(groups):
@@ -121,10 +122,9 @@ def _spectrum(groups: list[Array], eps: float | None = None) -> Array:
         after = columns[index + 1][:1] if index + 1 < len(groups) else jnp.zeros((1, out_size), own.dtype)
         following = jnp.concatenate([own[1:], after], axis=0) if len(group) > 1 else after
         if len(group) > 1:
-            step = lambda state, factor: (_push(state, *factor, eps), None)  # noqa: E731
-            state, _ = lax.scan(step, state, (group, own, following))
+            state, _ = lax.scan(lambda state, factor: (push(state, *factor), None), state, (group, own, following))
         else:
-            state = _push(state, group[0], own[0], following[0], eps)
+            state = push(state, group[0], own[0], following[0])
     _, exponents, rows = state
     values = _log_values(exponents, rows)
     values = jnp.concatenate([values, jnp.full((min(out_size, in_size) - values.shape[0],), -jnp.inf, dtype)])
@@ -276,9 +276,7 @@ def _dependent(r: Array, noise: Array, heights: Array, eps: float | None) -> Arr
     return (diagonal == 0) | ~(eps * length * amplified < _UNRESOLVED_EXACT)
 
 
-def _pivot(
-    image: Array, exponents: Array, noise: Array, order: Array, wanted: Array, eps: float | None
-) -> Array:
+def _pivot(image: Array, exponents: Array, noise: Array, order: Array, wanted: Array, eps: float | None) -> Array:
     """An order of the columns in which none depends on those before it, until all do; ``order`` if not ``wanted``."""
     image = lax.stop_gradient(image)
     size = image.shape[1]
