@@ -19,6 +19,7 @@ from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._report import Level, NonFinite, Report, Spectrum
 from jaxgrad.diagnosis._statistics import facts_of, layer_statistics, leaves_range
 from jaxgrad.diagnosis._study import study_of
+from jaxgrad.meanfield import predict
 from jaxgrad.spectra._examples import Layout
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Site
@@ -111,6 +112,11 @@ def explain(
         excess = _findings.learning_rate(layers)
         if excess is not None:
             findings = (*findings, excess)
+        predicted: Sequence[float | None] = [None] * len(network.blocks)
+        if level != "quick" and nonfinite is None:
+            tell("what theory predicts")
+            blocks = predict(network, params, *args, num_samples=0)
+            predicted = [block.log10_gain if block.method == "theory" else None for block in blocks]
         remedies: tuple[Any, ...] = ()
         if level != "quick" and decision.verdict != "healthy":
             tell("trying remedies")
@@ -121,7 +127,11 @@ def explain(
         findings=findings,
         remedies=remedies,
         layers=layers,
-        blocks=tuple(block.statistics for chain in facts.chains for block in chain),
+        blocks=tuple(
+            block.statistics._replace(predicted_log10_gain=predicted[block.statistics.index])
+            for chain in facts.chains
+            for block in chain
+        ),
         loss=float(measured.loss),
         log10_total_gain=decision.log10_total_gain,
         nonfinite=nonfinite,

@@ -229,6 +229,16 @@ def _block_table(report: Report) -> str:
         _Column("rms in", lambda b: number(b.input_rms)),
         _Column("rms out", lambda b: number(b.output_rms)),
     ]
+    if any(block.predicted_log10_gain is not None for block in report.blocks):
+        meaning = "What mean-field theory predicts for the gain from the sizes of the weights"
+        columns.insert(
+            3,
+            _Column(
+                "theory",
+                lambda b: "–" if b.predicted_log10_gain is None else times(b.predicted_log10_gain),
+                meaning=meaning,
+            ),
+        )
     if any(block.spectrum is not None for block in report.blocks):
         columns += [
             _Column("σ max", lambda b: number(b.spectrum and b.spectrum.sigma_max), meaning="Largest singular value"),

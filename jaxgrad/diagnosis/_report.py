@@ -149,6 +149,8 @@ class BlockStatistics(NamedTuple):
         network's output has norm 1; ``-inf`` for a signal of exactly 0.
       log10_output_signal: The same at the block's output.
       log10_gain: log10 of the ratio of the signals' Euclidean norms, input over output.
+      predicted_log10_gain: What mean-field theory predicts for it from the sizes of the block's weights; ``None`` where
+        theory cannot read the block, and at level ``"quick"``.
       spectrum: Singular values of the block's Jacobian, or ``None`` where not measured.
     """
 
@@ -164,6 +166,7 @@ class BlockStatistics(NamedTuple):
     log10_input_signal: float
     log10_output_signal: float
     log10_gain: float
+    predicted_log10_gain: float | None
     spectrum: Spectrum | None
 
 

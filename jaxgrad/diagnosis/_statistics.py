@@ -184,6 +184,7 @@ def _block_statistics(
                 log10_input_signal=start - 0.5 * math.log10(max(sizes[0], 1)),
                 log10_output_signal=end - 0.5 * math.log10(max(sizes[1], 1)),
                 log10_gain=gain,
+                predicted_log10_gain=None,
                 spectrum=spectrum,
             )
         )

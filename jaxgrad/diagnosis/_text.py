@@ -201,6 +201,13 @@ def _blocks(report: Report, width: int, style: str) -> Iterator[RenderableType]:
         _Column("gain", lambda block: times(block.log10_gain)),
         _Column("rms out", lambda block: number(block.output_rms)),
     ]
+    if any(block.predicted_log10_gain is not None for block in report.blocks):
+        columns.insert(
+            2,
+            _Column(
+                "theory", lambda block: "–" if block.predicted_log10_gain is None else times(block.predicted_log10_gain)
+            ),
+        )
     if any(block.spectrum is not None for block in report.blocks):
         columns.append(_Column("σ max", lambda block: number(block.spectrum and block.spectrum.sigma_max)))
     bar = 12 if width < 100 else 24

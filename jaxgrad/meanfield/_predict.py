@@ -66,14 +66,15 @@ def predict(
         that theory has no element for (attention, gates, pooling, recurrences) are sampled. Without, it starts with
         mean square 1 and correlation 0.
       key: Random key of the samples; ``None``: one that is always the same.
-      num_samples: How many times to draw the weights of such a block, at least 2. They are normal, with the mean square
-        of the ones they stand for.
+      num_samples: How many times to draw the weights of such a block, at least 2; 0: not at all, and its method is
+        ``"none"``. They are normal, with the mean square of the ones they stand for.
 
     Returns:
       One :class:`BlockPrediction` for each of ``network.blocks``, in order.
 
     Raises:
-      ValueError: Parameters or arguments differ in shape or structure from those traced, or ``num_samples`` is below 2.
+      ValueError: Parameters or arguments differ in shape or structure from those traced, or ``num_samples`` is 1 or
+        negative.
       TypeError: A parameter is traced: this computes on the host.
 
     Numerics:
@@ -99,7 +100,7 @@ def predict(
     See also:
       :func:`jaxgrad.explain`, which measures the signal; ``jaxgrad.meanfield.finite_width_band``.
     """
-    count("predict", "num_samples", num_samples, 2)
+    count("predict", "num_samples", num_samples, 2 if num_samples else 0)
     key = jax.random.key(0) if key is None else key
     alone = len(network.signature.avals) > network.num_parameters and not args
     inputs = None if alone else network.inputs(params, args)
@@ -108,9 +109,10 @@ def predict(
     predictions, signal = [], _Signal(1.0, 0.0, 0.0)
     follow = any(_holds(elements, BatchNorm) for elements in read if not isinstance(elements, str))
     unreadable = [index for index, elements in enumerate(read) if isinstance(elements, str)]
-    samples = {} if inputs is None else _sample(network, inputs, key, num_samples, unreadable)
+    samples = {} if inputs is None else _sample(network, inputs, key, num_samples, unreadable if num_samples else [])
     for index, (block, span, elements) in enumerate(zip(network.blocks, network.spans, read, strict=True)):
-        if index == 0 or network.spans[index - 1].chain != span.chain:
+        begins = index == 0 or network.spans[index - 1].chain != span.chain
+        if begins or predictions[-1].method == "none":
             signal = _measured([known.get(site[0]) for site in span.start.sites if len(site) == 1])
         if isinstance(elements, str):
             prediction, signal = _from_samples(block.name, elements, samples.get(index), signal)
@@ -228,7 +230,8 @@ def _all_values(network: Network, inputs: Sequence[Any]) -> dict[int, Any]:
     made = {output for equation in program.equations for output in equation.outputs} | set(program.inputs)
     wanted = {(number,) for number in made} - set(network.path)
     wanted |= {site for span in network.spans for site in span.start.sites if len(site) == 1}
-    _, kept = jax.jit(lambda inputs: evaluate(program, inputs, captures=wanted))(list(inputs))
+    compiled = program._compiled.setdefault("off the path", jax.jit(lambda i: evaluate(program, i, captures=wanted)[1]))
+    kept = compiled(list(inputs))
     return {site[0]: value for site, value in kept.items()}
 
 

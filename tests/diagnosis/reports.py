@@ -72,6 +72,7 @@ def block(index: int, name: str, layers: tuple[str, ...], signal: float, gain: f
         log10_input_signal=signal + gain,
         log10_output_signal=signal,
         log10_gain=gain,
+        predicted_log10_gain=None,
         spectrum=None,
     )._replace(**changes)
 
