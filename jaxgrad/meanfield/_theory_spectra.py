@@ -172,8 +172,8 @@ def predict_density(
     Example:
       >>> import numpy as np
       >>> density, atoms = predict_density("relu", 2, np.array([1.0]), weights="orthogonal", weight_variance=2.0)
-      >>> [round(float(value), 4) for value in density], atoms
-      ([0.0919], ((0.0, 0.5),))
+      >>> [round(float(value), 4) for value in density], [(value, round(mass, 4)) for value, mass in atoms]
+      ([0.0919], [(0.0, 0.5)])
 
     References:
       :cite:p:`pennington2017resurrecting`, section 2.3; :cite:p:`pennington2018emergence`, section 3.
