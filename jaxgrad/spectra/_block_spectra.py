@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 from jaxgrad._checks import message
 from jaxgrad.spectra._blocks import Evaluated, check_chunk_size
 from jaxgrad.spectra._chains import LOG10_2, multiplied, ordered, wide
-from jaxgrad.spectra._products import _log_values, _push
+from jaxgrad.spectra._products import _log_values, _push, double_precision
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._cuts import Span
 
@@ -183,16 +184,18 @@ def _resolved(evaluated: Evaluated, prefix: bool, chunk_size: int | None) -> Ite
     state, finite = None, np.ones((), bool)
     for span, begins in ordered(evaluated.network, prefix):
         jacobians = evaluated.jacobian(span, chunk_size)
-        jacobians = jacobians.astype(wide(jacobians.dtype))
-        factors = jacobians if prefix else jnp.swapaxes(jacobians, 1, 2)
+        eps = None if jacobians.dtype == jnp.float64 else float(jnp.finfo(jnp.float32).eps)
+        factors = np.asarray(jacobians.astype(wide(jacobians.dtype)), np.float64)
+        factors = factors if prefix else np.swapaxes(factors, 1, 2)
         count, out_size, in_size = factors.shape
         if begins or state is None:
-            identity = jnp.broadcast_to(jnp.eye(in_size, dtype=factors.dtype), (count, in_size, in_size))
-            state = (identity, jnp.zeros((count, in_size), jnp.int32), identity)
+            identity = np.broadcast_to(np.eye(in_size), (count, in_size, in_size))
+            state = (identity, np.zeros((count, in_size), np.int32), identity)
             finite = np.ones((count,), bool)
-        finite = np.logical_and(finite, np.isfinite(np.asarray(factors)).all(axis=(1, 2)))
-        state = _pushed(state, jnp.where(finite[:, None, None], factors, 0))
-        values = np.asarray(_values(state[1], state[2]), np.float64)
+        finite = np.logical_and(finite, np.isfinite(factors).all(axis=(1, 2)))
+        with double_precision():
+            state = _pushed(state, np.where(finite[:, None, None], factors, 0), eps)
+            values = np.asarray(_values(state[1], state[2]))
         size = min(out_size, state[2].shape[2])
         padded = np.full((count, size), -np.inf)
         padded[:, : values.shape[1]] = values
@@ -200,12 +203,12 @@ def _resolved(evaluated: Evaluated, prefix: bool, chunk_size: int | None) -> Ite
 
 
 # One example at a time: batched decompositions that do not wait for one another can wait forever on few cores.
-@jax.jit
-def _pushed(state: tuple[Array, Array, Array], factors: Array) -> tuple[Array, Array, Array]:
+@functools.partial(jax.jit, static_argnames="eps")
+def _pushed(state: tuple[Any, Any, Any], factors: Any, eps: float | None) -> tuple[Array, Array, Array]:
     def one(given: Any) -> Any:
         state, factor = given
         own, following = (jnp.zeros((side,), jnp.int32) for side in factor.shape[::-1])
-        return _push(state, factor, own, following)
+        return _push(state, factor, own, following, eps)
 
     return lax.map(one, (state, factors))
 

@@ -90,14 +90,15 @@ def product_spectrum(
     groups = [group.astype(dtype) for group in groups]
     if dtype == jnp.float64 or any(isinstance(group, Tracer) for group in groups):
         return _spectrum(groups)
-    with _double_precision():
+    with double_precision():
         wide = [group.astype(jnp.float64) for group in groups]
         if any(group.dtype != jnp.float64 for group in wide):
             return _spectrum(groups)
         return _spectrum(wide, float(jnp.finfo(dtype).eps)).astype(dtype)
 
 
-def _double_precision() -> contextlib.AbstractContextManager[Any]:
+def double_precision() -> contextlib.AbstractContextManager[Any]:
+    """Float64 for what is computed inside, from concrete arrays."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
     from jax.experimental import enable_x64  # before jax 0.8  # pyright: ignore[reportAttributeAccessIssue]
