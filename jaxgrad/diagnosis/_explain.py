@@ -57,8 +57,8 @@ def explain(
       optimizer: An optax transformation. With it, the first update is set against the parameters.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``.
       level: ``"quick"``: signal and statistics, for the price of a few training steps. ``"standard"``: also the
-        singular values of each block on up to four examples, and remedies. ``"full"``: on up to sixteen examples, and
-        64 steps of a loop rather than 8.
+        singular values of each block on up to four examples, what theory predicts for it, and remedies. ``"full"``: on
+        up to sixteen examples, and 64 steps of a loop rather than 8.
       confirm_steps: How many training steps to confirm the best remedy with, on the batch given; 0 for none.
       key: For random directions and fresh weights; a fixed key by default, so that the report is the same each time.
       verbose: Whether to show progress on a terminal's standard error.

@@ -144,8 +144,8 @@ def _read(network: Network, span: Span, known: Mapping[int, Any]) -> tuple[Eleme
         propagate(elements, c=0.0 if _holds(elements, BatchNorm) else None)
     except Unreadable as reason:
         return str(reason)
-    except (TypeError, ValueError) as error:
-        return str(error).splitlines()[0]
+    except Exception as error:  # an operation nobody has met in a network yet: what cannot be read is not predicted
+        return f"{type(error).__name__}: {error}".splitlines()[0]
     return elements
 
 
