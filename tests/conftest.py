@@ -20,7 +20,11 @@ import tests.typechecking  # noqa: F401  the hook names it
 # Before any test imports the package.
 jaxtyping.install_import_hook("jaxgrad", "tests.typechecking.checker")
 
-# Half the time of the tests goes into XLA. What it compiles is kept for the next run, and for processes tests start.
+# Half the time of the tests goes into compiling small programs that run once or twice: LLVM need not polish them.
+_quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_quick}".strip()
+
+# What XLA compiles is kept for the next run, and for processes tests start.
 # Not with jax 0.6, where a loop that comes out of the cache may end before its first step.
 if jax.__version_info__ >= (0, 7):
     _cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))

@@ -72,8 +72,11 @@ def test_sigmoid_shrinks_as_mean_field_theory_says():
     assert 10**inner == pytest.approx(0.23605, rel=0.03)
 
 
+LONG = {"exploding-residual": pytest.mark.heavy}
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-@pytest.mark.parametrize("name", DEMOS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in DEMOS])
 def test_unit_of_the_loss_changes_nothing(name, scale):
     loss_fn, params, *args = DEMOS[name]()
     before = quick(loss_fn, params, *args)

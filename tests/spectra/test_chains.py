@@ -121,7 +121,12 @@ def test_prefixes_and_suffixes_equal_jacfwd_of_the_parts(name, chunk_size, x64):
         np.testing.assert_allclose(unscaled(suffix), last, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["linen_cnn", "linen_gru", "linen_resnet_train", "bfloat16"])
+HEAVY = ["linen_cnn", "linen_resnet_train"]
+
+
+@pytest.mark.parametrize(
+    "name", ["linen_gru", "bfloat16", *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY)]
+)
 def test_products_are_those_of_the_block_jacobians(name, third_party_model):
     model = models.MODELS[name]()
     network = jaxgrad.trace(model.loss_fn, model.params, *model.args, has_aux=model.has_aux)

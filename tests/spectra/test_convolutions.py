@@ -71,6 +71,7 @@ def test_norm_and_density_without_the_matrix():
     assert nodes[0, 0] <= values[0] * (1 + 1e-5)
 
 
+@pytest.mark.heavy
 def test_delta_orthogonal_kernel_is_an_isometry():
     """An orthogonal matrix in the middle of the kernel and zeros around it: every singular value is 1."""
     kernel = np.zeros((3, 3, 4, 4))

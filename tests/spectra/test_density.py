@@ -116,6 +116,7 @@ def test_small_sides_are_exact(shape):
         assert got.standard_error == 0
 
 
+@pytest.mark.heavy
 def test_moments_and_ranks_of_a_network_are_unbiased_with_right_standard_errors():
     f, x = network()
     jacobian = spectra.layer_jacobian(f, x)
@@ -155,6 +156,7 @@ def test_ranks_of_zero_identity_and_rank_one(function):
     assert abs(got.value - 1) < 4 * got.standard_error + 0.05
 
 
+@pytest.mark.heavy
 def test_pytrees_and_vmap_equal_one_array():
     first, second = gaussian(40, 20), gaussian(40, 30, seed=1)
     f = lambda tree: {"out": jnp.tanh(first @ tree["a"] + second @ tree["b"].reshape(-1))}  # noqa: E731
@@ -170,6 +172,7 @@ def test_pytrees_and_vmap_equal_one_array():
         np.testing.assert_allclose(batch[0], other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_gradients(scale):
     def rank(scale, function):

@@ -186,6 +186,7 @@ def test_gradient_at_zero_and_repeated_values(scale):
         np.testing.assert_allclose(gradient, 3.0, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_vmap_over_points_and_keys():
     x = jax.random.normal(KEY, (3, 20))
     f = lambda x: 0.5 ** jnp.arange(20).astype(x.dtype) * jnp.tanh(jnp.flip(x) + jnp.sum(x))  # noqa: E731

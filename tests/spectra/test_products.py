@@ -236,6 +236,7 @@ def finite_total_gradient(factors):
     return jax.grad(total)(factors)
 
 
+@pytest.mark.heavy
 def test_gradient_of_a_deep_product():
     """The sum of all log10 values is the log-determinant, whose gradient is the inverse transpose of each factor."""
     factors = jnp.asarray(separated(200, 4, -0.5)[0], jnp.float32)
