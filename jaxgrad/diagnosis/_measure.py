@@ -235,7 +235,9 @@ def _moments(
     # The seed is no constant, which keeps the compiler from evaluating the grid ahead of time.
     size = math.prod(aval.shape)
     rows = math.ceil(_GRID / size)
-    points = jnp.resize(jnp.linspace(-10.0, 10.0, max(_GRID, size)), (rows, *aval.shape)) + 0.0 * seed
+    still = 0.0 * jnp.asarray(seed)
+    points = jnp.linspace(-10.0, 10.0, max(_GRID, size), dtype=still.dtype)
+    points = jnp.resize(points, (rows, *aval.shape)) + still
     first = [value[(0,) * len(loops)] for value in outer]
     grid = _wide(jax.vmap(lambda z: slope(z.astype(aval.dtype), first))(points)).ravel()
     largest = jnp.nanmax(grid)

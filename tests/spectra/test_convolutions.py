@@ -39,7 +39,7 @@ def exact_values(kernel, side):
 @pytest.mark.parametrize("channels", [(2, 3), (3, 2)])
 def test_dense_spectrum(channels, method):
     kernel = kernel_of(channels)
-    x = jnp.zeros((6, 6, channels[0]))
+    x = jnp.zeros((6, 6, channels[0]), jnp.float32)
     got = spectra.singular_values(circular(kernel), x, method=method, key=KEY, num_steps=8)
     want = exact_values(kernel, 6)
     assert got.values.shape == want.shape
@@ -50,7 +50,7 @@ def test_dense_spectrum(channels, method):
 def test_largest_value_without_the_matrix():
     kernel, side = kernel_of((8, 8)), 24
     run = jax.jit(lambda x: spectra.singular_values(circular(kernel), x, k=2, num_steps=64, key=KEY))
-    got = run(jnp.zeros((side, side, 8)))
+    got = run(jnp.zeros((side, side, 8), jnp.float32))
     # All values come in pairs of opposite frequencies; the block of two vectors meets both.
     want = exact_values(kernel, side)[:2]
     np.testing.assert_allclose(got.values[0], want[0], rtol=1e-5)
@@ -59,7 +59,7 @@ def test_largest_value_without_the_matrix():
 
 def test_norm_and_density_without_the_matrix():
     kernel, side = kernel_of((4, 6)), 12
-    f, x = circular(kernel), jnp.zeros((side, side, 4))
+    f, x = circular(kernel), jnp.zeros((side, side, 4), jnp.float32)
     values = exact_values(kernel, side)
     norm = spectra.frobenius_norm_estimate(KEY, f, x, num_probes=24)
     np.testing.assert_allclose(norm.value, side * np.linalg.norm(kernel), atol=4 * norm.standard_error)
@@ -76,7 +76,7 @@ def test_delta_orthogonal_kernel_is_an_isometry():
     """An orthogonal matrix in the middle of the kernel and zeros around it: every singular value is 1."""
     kernel = np.zeros((3, 3, 4, 4))
     kernel[1, 1] = np.linalg.qr(np.random.default_rng(0).standard_normal((4, 4)))[0]
-    f, x = circular(kernel), jnp.zeros((16, 16, 4))
+    f, x = circular(kernel), jnp.zeros((16, 16, 4), jnp.float32)
     got = spectra.singular_values(f, x, k=3, num_steps=4, key=KEY)
     np.testing.assert_allclose(got.values, 1, rtol=1e-5)
     rank = spectra.effective_rank_estimate(KEY, f, x, num_probes=2, num_steps=2)
@@ -91,7 +91,7 @@ def temporaries(function, *args):
 def test_convolutional_block_of_dimension_131072():
     """Two steps; six vectors of each side would do, and the matrix would take 69 GB."""
     kernel = kernel_of((32, 32))
-    f, x = circular(kernel), jnp.zeros((64, 64, 32))
+    f, x = circular(kernel), jnp.zeros((64, 64, 32), jnp.float32)
     block = lambda x: x + jnp.tanh(f(x))  # noqa: E731
     run = lambda x: spectra.singular_values(block, x, k=1, num_steps=2, key=KEY)  # noqa: E731
     assert temporaries(run, x) < 40 * x.nbytes
@@ -112,7 +112,7 @@ def test_attention_block_of_dimension_131072():
         return x + jax.nn.softmax(logits, axis=1) @ (x @ value)
 
     # Equal tokens attend evenly: the identity, plus the value matrix on the mean of the tokens.
-    x = jnp.zeros((tokens, width))
+    x = jnp.zeros((tokens, width), jnp.float32)
     run = lambda x: spectra.singular_values(block, x, k=1, num_steps=12, key=KEY)  # noqa: E731
     # Each of the 12 steps keeps a vector of either side; the map of the attention, linearised, has 2 more activations.
     assert temporaries(run, x) < 70 * x.nbytes

@@ -27,7 +27,9 @@ def compiled(function, **settings):
 
 def of_matrix(function, matrix, key=KEY, **settings):
     """Run a function of ``f`` and ``x`` on a matrix."""
-    return jax.tree.map(np.asarray, compiled(function, **settings)(key, matrix, jnp.zeros(matrix.shape[1])))
+    return jax.tree.map(
+        np.asarray, compiled(function, **settings)(key, matrix, jnp.zeros(matrix.shape[1], matrix.dtype))
+    )
 
 
 def moments(density, power):
