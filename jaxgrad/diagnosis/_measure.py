@@ -90,7 +90,7 @@ def measurement(network: Network, optimizer: Any = None) -> Callable[[list[Any],
 
     @jax.jit
     def measure(inputs: list[Any], seed: Any) -> Measurement:
-        taps = {site: jnp.zeros(_stacked_shape(network, site), network.aval(site).dtype) for site in cut_sites}
+        taps = {site: jnp.zeros(network.stacked_shape(site), network.aval(site).dtype) for site in cut_sites}
 
         def run(parameters: list[Any], taps: Mapping[Site, Any]) -> tuple[Any, dict[Site, Any]]:
             full = list(inputs)
@@ -153,17 +153,6 @@ def _outer_operands(activation: Activation) -> set[int]:
         for atom in equation.operands
         if atom not in made and atom != activation.start
     }
-
-
-def _stacked_shape(network: Network, site: Site) -> tuple[int, ...]:
-    """Return the shape of a site's values over all steps of the loops it stands in."""
-    lengths: list[int] = []
-    program = network.program
-    for number in site[:-1]:
-        (loop,) = [e.loop for e in program.equations if e.outputs and e.outputs[0] == number and e.loop is not None]
-        lengths.append(loop.length)
-        program = loop.body
-    return (*lengths, *program.avals[site[-1]].shape)
 
 
 def _wide(value: Any) -> Any:

@@ -292,7 +292,7 @@ def _sampled_gains(
     """
     spans = {index: network.spans[index] for index in wanted}
     sites = {site for span in spans.values() for cut in (span.start, span.end) for site in cut.sites}
-    taps = {site: jnp.zeros(_stacked_shape(network, site), network.aval(site).dtype) for site in sites}
+    taps = {site: jnp.zeros(network.stacked_shape(site), network.aval(site).dtype) for site in sites}
 
     def run(taps: dict[Any, Any]) -> tuple[Any, dict[Any, Any]]:
         outputs, kept = evaluate(network.program, inputs, taps=taps, captures=sites)
@@ -324,13 +324,3 @@ def _at(value: Any, step: int | None) -> Any:
 
 def _norm(values: Sequence[Any]) -> Any:
     return jnp.sqrt(sum(jnp.sum(jnp.square(value.astype(jnp.float32))) for value in values))
-
-
-def _stacked_shape(network: Network, site: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a site's values over all steps of the loops it stands in."""
-    lengths, program = [], network.program
-    for number in site[:-1]:
-        (loop,) = [e.loop for e in program.equations if e.outputs and e.outputs[0] == number and e.loop is not None]
-        lengths.append(loop.length)
-        program = loop.body
-    return (*lengths, *program.avals[site[-1]].shape)

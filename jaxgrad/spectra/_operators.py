@@ -111,20 +111,9 @@ def push_forward(f: Callable, x: Any) -> Callable:
     """The Jacobian's push-forward; a ``TypeError`` that names ``custom_vjp`` where ``f`` has one inside."""
     _, push = jax.linearize(f, x)
     # jax itself refuses only when the map is run, under jit not before it is compiled.
-    if _holds(jax.make_jaxpr(push)(x).jaxpr, "custom_lin"):
+    if "custom_lin" in _primitives(jax.make_jaxpr(push)(x)):
         raise TypeError("can't push a tangent through a custom_vjp function")
     return push
-
-
-def _holds(jaxpr: Any, name: str) -> bool:
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
-            return True
-        for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns") and _holds(inner, name):
-                return True
-    return False
 
 
 def check_function(function: str, f: Callable, x: Any) -> tuple[Any, Any]:

@@ -199,6 +199,15 @@ class Network:
         """Return shape and type of the value at a site, for one step inside loops."""
         return self.holder(site).avals[site[-1]]
 
+    def stacked_shape(self, site: Site) -> tuple[int, ...]:
+        """Return the shape of a site's values over all steps of the loops it stands in."""
+        lengths, program = [], self.program
+        for number in site[:-1]:
+            (loop,) = [e.loop for e in program.equations if e.outputs and e.outputs[0] == number and e.loop is not None]
+            lengths.append(loop.length)
+            program = loop.body
+        return (*lengths, *program.avals[site[-1]].shape)
+
     def holder(self, site: Site) -> Program:
         """Return the program that holds a site: the network's, or a loop's body."""
         program = self.program
