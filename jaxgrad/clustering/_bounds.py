@@ -1,0 +1,218 @@
+"""Lloyd's iteration that multiplies only the rows whose label may have changed, as Hamerly's bounds say."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgrad._rows import fold_blocks, psum
+from jaxgrad.clustering._distances import Rows, costs, nearest, own_costs
+from jaxgrad.clustering._lloyd import Fit, Plan, block_totals, move, no_totals
+from jaxgrad.clustering._updates import Totals, sum_by_label
+
+# Rows in doubt are gathered and searched on their own; above this share of all a whole pass is cheaper.
+_SHARE = 0.5
+_GATHERED = 2048
+
+
+class Bounds(NamedTuple):
+    """What is known of every row without looking at it.
+
+    Attributes:
+      labels: Shape (n,); its centroid.
+      upper: Shape (n,); at least its distance to that centroid.
+      lower: Shape (n,); at most its distance to any other.
+    """
+
+    labels: Int[Array, " n"]
+    upper: Float[Array, " n"]
+    lower: Float[Array, " n"]
+
+
+class State(NamedTuple):
+    """A start under way.
+
+    Attributes:
+      centroids: Shape (k, d).
+      bounds: For the centroids before these.
+      moved: Shape (k,); how far these have come from there.
+      total: The totals of this device's rows alone, by the labels in ``bounds``, each with one lane.
+      num_steps: Shape (); steps taken.
+      settled: Shape (); whether the last step moved the centroids by less than the tolerance.
+      done: Shape ().
+    """
+
+    centroids: Float[Array, "k d"]
+    bounds: Bounds
+    moved: Float[Array, " k"]
+    total: Totals
+    num_steps: Int[Array, ""]
+    settled: Bool[Array, ""]
+    done: Bool[Array, ""]
+
+
+def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""], plan: Plan) -> Fit:
+    """Run Lloyd's iteration from one start, with the labels that a search of every row would give.
+
+    Args:
+      rows: The data.
+      start: First centroids, at least two.
+      limit: The squared movement of all centroids together at which the start has converged.
+      plan: What is fixed; its metric is ``"euclidean"`` or ``"cosine"``. Static.
+
+    Returns:
+      The fit.
+    """
+    n = rows.values.shape[0]
+    unknown = Bounds(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf, start.dtype), jnp.zeros((n,), start.dtype))
+    zero = jnp.zeros((), jnp.int32)
+    first = State(start, unknown, jnp.zeros_like(start[:, 0]), no_totals(start[None]), zero, zero > 0, zero > 0)
+
+    def step(state: State) -> State:
+        bounds, own = search(rows, state.centroids, follow(state.bounds, state.moved), state.total, plan)
+        total = psum(own, plan.axes)
+        last = state.settled | (state.num_steps >= plan.max_steps)
+        same = ~last & (total.changed[0] == 0) & (state.num_steps > 0)
+        done = last | same
+        centroids = move(rows, state.centroids[None], bounds.labels[None], total, plan)[0]
+        centroids = jnp.where(done, state.centroids, centroids)
+        squares = jnp.sum((centroids - state.centroids) ** 2, axis=1)
+        num_steps = jnp.where(last, state.num_steps, state.num_steps + 1)
+        settled = jnp.where(done, state.settled | same, jnp.sum(squares) <= limit)
+        return State(centroids, bounds, jnp.sqrt(squares) * (1 + 1e-6), own, num_steps, settled, done)
+
+    state = lax.while_loop(lambda state: ~state.done, step, first)
+    cost = total_cost(rows, state.centroids, state.bounds.labels, plan)
+    return Fit(cost, state.centroids, state.bounds.labels, state.num_steps, state.settled)
+
+
+def follow(bounds: Bounds, moved: Float[Array, " k"]) -> Bounds:
+    """Loosen the bounds by as much as the centroids have moved."""
+    (most, second), (fastest, _) = lax.top_k(moved, 2)
+    others = jnp.where(bounds.labels == fastest.astype(jnp.int32), second, most)
+    upper = bounds.upper + moved.at[bounds.labels].get(mode="promise_in_bounds")
+    return Bounds(bounds.labels, upper, bounds.lower - others)
+
+
+def search(
+    rows: Rows, centroids: Float[Array, "k d"], bounds: Bounds, total: Totals, plan: Plan
+) -> tuple[Bounds, Totals]:
+    """Label the rows anew: all of them in one pass, or, where few are in doubt, only those.
+
+    Args:
+      rows: The data.
+      centroids: The nearest of which is sought.
+      bounds: What is known for them.
+      total: The totals by the labels before.
+      plan: What is fixed. Static.
+
+    Returns:
+      The bounds with the new labels, and their totals, of this device's rows alone.
+    """
+    k = centroids.shape[0]
+    apart = jnp.where(jnp.eye(k, dtype=bool), jnp.inf, costs(centroids, centroids, plan.metric))
+    largest = jnp.max(jnp.sum(centroids**2, axis=1))
+    half_way = 0.5 * jnp.sqrt(jnp.maximum(jnp.min(apart, axis=1) - 2 * _noise(centroids) * largest, 0))
+    known = jnp.maximum(bounds.lower, half_way.at[bounds.labels].get(mode="promise_in_bounds"))
+    doubtful = (bounds.upper >= known) & (rows.weights > 0)
+    num_doubtful = jnp.sum(doubtful, dtype=jnp.int32)
+    return lax.cond(
+        num_doubtful > int(_SHARE * doubtful.size),
+        lambda: _search_all(rows, centroids, bounds, largest, plan),
+        lambda: _search_some(rows, centroids, bounds, total, largest, doubtful, num_doubtful, plan),
+    )
+
+
+def _search_all(rows: Rows, centroids: Array, bounds: Bounds, largest: Array, plan: Plan) -> tuple[Bounds, Totals]:
+    """Go through every block of rows."""
+
+    def step(carry: tuple[Bounds, Totals], start: Array | int, size: int) -> tuple[Bounds, Totals]:
+        bounds, total = carry
+        points, weights = rows.block(start, size)
+        before = lax.dynamic_slice_in_dim(bounds.labels, start, size)
+        new, cost = _bound(points, centroids, largest, plan)
+        bounds = Bounds(
+            *(lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(bounds, new, strict=True))
+        )
+        part = block_totals(points, weights, new.labels[None], cost[None], before[None], centroids.shape[0])
+        return bounds, Totals(*(a + b for a, b in zip(total, part, strict=True)))
+
+    return fold_blocks(step, (bounds, no_totals(centroids[None])), rows.values.shape[0], plan.block)
+
+
+def _search_some(
+    rows: Rows,
+    centroids: Array,
+    bounds: Bounds,
+    total: Totals,
+    largest: Array,
+    doubtful: Array,
+    num_doubtful: Array,
+    plan: Plan,
+) -> tuple[Bounds, Totals]:
+    """Gather the rows in doubt, a block at a time, and mend the sums of the clusters they leave and enter."""
+    n, k = doubtful.size, centroids.shape[0]
+    size = min(plan.block, _GATHERED, n)
+    which = _indices(doubtful, size)
+
+    def step(carry: tuple[Array, Bounds, Totals]) -> tuple[Array, Bounds, Totals]:
+        i, bounds, total = carry
+        at = lax.dynamic_slice_in_dim(which, i * size, size)  # past the last of them: n
+        points, weights = rows.take(at)
+        before = bounds.labels.at[at].get(mode="clip")
+        new, _ = _bound(points, centroids, largest, plan)
+        changed = (new.labels != before) & (at < n)
+        weights = jnp.where(changed, weights, 0)[:, None]
+        entering = sum_by_label(weights * points, new.labels[None], k), sum_by_label(weights, new.labels[None], k)
+        leaving = sum_by_label(weights * points, before[None], k), sum_by_label(weights, before[None], k)
+        total = total._replace(
+            sums=total.sums + (entering[0] - leaving[0]),
+            counts=total.counts + (entering[1] - leaving[1])[..., 0],
+            changed=total.changed + jnp.sum(changed, dtype=jnp.int32),
+        )
+        bounds = Bounds(*(old.at[at].set(x, mode="drop") for old, x in zip(bounds, new, strict=True)))
+        return i + 1, bounds, total
+
+    carry = jnp.zeros((), jnp.int32), bounds, total._replace(changed=jnp.zeros_like(total.changed))
+    return lax.while_loop(lambda carry: carry[0] * size < num_doubtful, step, carry)[1:]
+
+
+def _bound(points: Array, centroids: Array, largest: Array, plan: Plan) -> tuple[Bounds, Array]:
+    """Search some rows; the bounds allow for the rounding of the squared distances."""
+    found = nearest(points, centroids[None], plan.metric)
+    noise = _noise(points) * (jnp.sum(points**2, axis=1) + largest)
+    upper = jnp.sqrt(found.first[0] + noise)
+    lower = jnp.sqrt(jnp.maximum(found.second[0] - noise, 0))
+    return Bounds(found.labels[0], upper, lower), found.first[0]
+
+
+def _noise(points: Array) -> float:
+    """Bound the rounding of a squared distance, in units of the squared norms it is made of."""
+    return float(jnp.finfo(points.dtype).eps) * (4 + points.shape[1] ** 0.5)
+
+
+def _indices(mask: Bool[Array, " n"], block: int) -> Int[Array, " padded"]:
+    """List the true entries' indices in order, then n, up to a multiple of the block."""
+    n, width = mask.size, 128
+    table = jnp.pad(mask, (0, -n % width)).reshape(-1, width).astype(jnp.float32)
+    # The count of true entries up to each, a row of the table at a time: as a product it is quicker than a cumsum of n.
+    inside = (table @ jnp.triu(jnp.ones((width, width), jnp.float32))).astype(jnp.int32)
+    before = jnp.cumsum(inside[:, -1], dtype=jnp.int32) - inside[:, -1]
+    place = (inside + before[:, None]).reshape(-1)[:n] - 1
+    room = n + -n % block
+    numbers = jnp.arange(n, dtype=jnp.int32)
+    return jnp.full((room,), n, jnp.int32).at[jnp.where(mask, place, room)].set(numbers, mode="drop")
+
+
+def total_cost(rows: Rows, centroids: Float[Array, "k d"], labels: Int[Array, " n"], plan: Plan) -> Float[Array, ""]:
+    """Sum what all rows pay for the centroid of their label, from differences: no digits cancel."""
+
+    def step(cost: Array, start: Array | int, size: int) -> Array:
+        points, weights = rows.block(start, size)
+        mine = lax.dynamic_slice_in_dim(labels, start, size)
+        return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
+
+    return psum(fold_blocks(step, jnp.zeros((), centroids.dtype), labels.size, plan.block), plan.axes)
