@@ -188,12 +188,12 @@ def ask(link: Connection, *job) -> Fitted:
     return link.recv()
 
 
-def compare(links: dict[str, Connection], job: Callable[[int], tuple], repeats: int) -> dict[str, list[Fitted]]:
+def compare(links: dict[str, Connection], jobs: list[tuple]) -> dict[str, list[Fitted]]:
     """Let the libraries take turns; the first turn, which compiles and fills caches, does not count."""
     fits: dict[str, list[Fitted]] = {library: [] for library in links}
-    for turn in range(repeats + 1):
+    for turn, job in enumerate(jobs):
         for library, link in links.items():
-            fitted = ask(link, "fit", *job(turn))
+            fitted = ask(link, "fit", *job)
             if turn:
                 fits[library].append(fitted)
     return fits
@@ -207,9 +207,8 @@ def report(task: str, fits: dict[str, list[Fitted]]) -> None:
         cost = statistics.median(fit.inertia for fit in each)
         relative = cost / statistics.median(fit.inertia for fit in fits["jaxgrad"])
         steps = int(statistics.median(fit.num_steps for fit in each))
-        print(
-            f"  {task:8} {library:14} {1e3 * seconds:9.1f} ms  ratio {seconds / ours:5.2f}  {steps:4} steps  inertia {relative:.6f}"
-        )
+        timing = f"{1e3 * seconds:9.1f} ms  ratio {seconds / ours:5.2f}"
+        print(f"  {task:8} {library:14} {timing}  {steps:4} steps  inertia {relative:.6f}", flush=True)
 
 
 def main() -> None:
@@ -242,12 +241,12 @@ def main() -> None:
         steps = ask(links["jaxgrad"], "fit", start, case.max_steps, 0).num_steps
         faiss = {"faiss": links["faiss"]} if "faiss" in links else {}
         same = {name: link for name, link in links.items() if name != "faiss"}
-        fits = compare(same, lambda _: (start, case.max_steps, 0), repeats)
-        fits |= compare(faiss, lambda _: (start, steps, 0), repeats)
+        fits = compare(same, [(start, case.max_steps, 0)] * (repeats + 1))
+        fits |= compare(faiss, [(start, steps, 0)] * (repeats + 1))
         report("lloyd", fits)
         if case.max_steps == 300:
             same.pop("sklearn elkan")
-            report("default", compare(same, lambda turn: (None, case.max_steps, turn), repeats))
+            report("default", compare(same, [(None, case.max_steps, seed) for seed in range(repeats + 1)]))
     for link in links.values():
         link.send(None)
     for worker in workers:

@@ -13,9 +13,11 @@ from jaxgrad.clustering._distances import Rows, costs, nearest, own_costs
 from jaxgrad.clustering._lloyd import Fit, Plan, block_totals, move, no_totals
 from jaxgrad.clustering._updates import Totals, sum_by_label
 
-# Rows in doubt are gathered and searched on their own; above this share of all a whole pass is cheaper.
-_SHARE = 0.5
+# Rows in doubt are gathered and searched on their own, so many at a time, at this price beside rows in their order.
 _GATHERED = 2048
+_GATHERING = 1.7
+# The share of the centroids, the fastest ones, that may be looked at on their own: one in so many.
+_PART = 8
 
 
 class Bounds(NamedTuple):
@@ -39,6 +41,7 @@ class State(NamedTuple):
       centroids: Shape (k, d).
       bounds: For the centroids before these.
       moved: Shape (k,); how far these have come from there.
+      half_way: Shape (k,); half the distance from each to the nearest other one: a row nearer than that is its own.
       total: The totals of this device's rows alone, by the labels in ``bounds``, each with one lane.
       num_steps: Shape (); steps taken.
       settled: Shape (); whether the last step moved the centroids by less than the tolerance.
@@ -48,6 +51,7 @@ class State(NamedTuple):
     centroids: Float[Array, "k d"]
     bounds: Bounds
     moved: Float[Array, " k"]
+    half_way: Float[Array, " k"]
     total: Totals
     num_steps: Int[Array, ""]
     settled: Bool[Array, ""]
@@ -69,10 +73,11 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
     n = rows.values.shape[0]
     unknown = Bounds(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf, start.dtype), jnp.zeros((n,), start.dtype))
     zero = jnp.zeros((), jnp.int32)
-    first = State(start, unknown, jnp.zeros_like(start[:, 0]), no_totals(start[None]), zero, zero > 0, zero > 0)
+    still = jnp.zeros_like(start[:, 0])
+    first = State(start, unknown, still, still, no_totals(start[None]), zero, zero > 0, zero > 0)
 
     def step(state: State) -> State:
-        bounds, own = search(rows, state.centroids, follow(state.bounds, state.moved), state.total, plan)
+        bounds, own = search(rows, state, plan)
         total = psum(own, plan.axes)
         last = state.settled | (state.num_steps >= plan.max_steps)
         same = ~last & (total.changed[0] == 0) & (state.num_steps > 0)
@@ -82,7 +87,9 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
         squares = jnp.sum((centroids - state.centroids) ** 2, axis=1)
         num_steps = jnp.where(last, state.num_steps, state.num_steps + 1)
         settled = jnp.where(done, state.settled | same, jnp.sum(squares) <= limit)
-        return State(centroids, bounds, jnp.sqrt(squares) * (1 + 1e-6), own, num_steps, settled, done)
+        moved = jnp.sqrt(squares) * (1 + 1e-6)
+        # Here and not where it is used: there XLA would compute it anew for every row.
+        return State(centroids, bounds, moved, spacing(centroids, plan), own, num_steps, settled, done)
 
     state = lax.while_loop(lambda state: ~state.done, step, first)
     cost = total_cost(rows, state.centroids, state.bounds.labels, plan)
@@ -97,50 +104,111 @@ def follow(bounds: Bounds, moved: Float[Array, " k"]) -> Bounds:
     return Bounds(bounds.labels, upper, bounds.lower - others)
 
 
-def search(
-    rows: Rows, centroids: Float[Array, "k d"], bounds: Bounds, total: Totals, plan: Plan
-) -> tuple[Bounds, Totals]:
+def spacing(centroids: Float[Array, "k d"], plan: Plan) -> Float[Array, " k"]:
+    """Compute half the distance from each centroid to the nearest other one, less what rounding may have added."""
+    apart = costs(centroids, centroids, plan.metric)
+    apart = jnp.where(jnp.eye(centroids.shape[0], dtype=bool), jnp.inf, apart)
+    noise = 2 * _noise(centroids) * jnp.max(jnp.sum(centroids**2, axis=1))
+    return 0.5 * jnp.sqrt(jnp.maximum(jnp.min(apart, axis=1) - noise, 0))
+
+
+def search(rows: Rows, state: State, plan: Plan) -> tuple[Bounds, Totals]:
     """Label the rows anew: all of them in one pass, or, where few are in doubt, only those.
+
+    Where it is only the fastest centroids that leave rows in doubt, the distances to these are computed first.
 
     Args:
       rows: The data.
-      centroids: The nearest of which is sought.
-      bounds: What is known for them.
-      total: The totals by the labels before.
+      state: The centroids, and what is known from before they moved.
       plan: What is fixed. Static.
 
     Returns:
       The bounds with the new labels, and their totals, of this device's rows alone.
     """
-    k = centroids.shape[0]
-    apart = jnp.where(jnp.eye(k, dtype=bool), jnp.inf, costs(centroids, centroids, plan.metric))
-    largest = jnp.max(jnp.sum(centroids**2, axis=1))
-    half_way = 0.5 * jnp.sqrt(jnp.maximum(jnp.min(apart, axis=1) - 2 * _noise(centroids) * largest, 0))
-    known = jnp.maximum(bounds.lower, half_way.at[bounds.labels].get(mode="promise_in_bounds"))
-    doubtful = (bounds.upper >= known) & (rows.weights > 0)
-    num_doubtful = jnp.sum(doubtful, dtype=jnp.int32)
+    n, k = state.bounds.labels.size, state.moved.size
+    largest = jnp.max(jnp.sum(state.centroids**2, axis=1))
+    half_way = state.half_way.at[state.bounds.labels].get(mode="promise_in_bounds")
+
+    def doubts(bounds: Bounds) -> Bool[Array, " n"]:
+        return (bounds.upper >= jnp.maximum(bounds.lower, half_way)) & (rows.weights > 0)
+
+    def passes(num_gathered: Array) -> Array:
+        """Say how many passes over all rows cost as much."""
+        return num_gathered.astype(largest.dtype) * (_GATHERING / n)
+
+    bounds = follow(state.bounds, state.moved)
+    num_doubtful = jnp.sum(doubts(bounds), dtype=jnp.int32)
+    if k >= 2 * _PART:
+        speeds, fast = lax.top_k(state.moved, k // _PART + 1)
+        hopeful = bounds._replace(lower=state.bounds.lower - speeds[-1])
+        # Of what is in doubt even if no fast centroid is near, their distances will settle some.
+        left = 0.6 * passes(jnp.sum(doubts(hopeful), dtype=jnp.int32))
+        bounds = lax.cond(
+            left + 1.5 / _PART < jnp.minimum(passes(num_doubtful), 1),
+            lambda: _look_at(rows, state.centroids, fast[:-1].astype(jnp.int32), hopeful, largest, plan),
+            lambda: bounds,
+        )
+        num_doubtful = jnp.sum(doubts(bounds), dtype=jnp.int32)
     return lax.cond(
-        num_doubtful > int(_SHARE * doubtful.size),
-        lambda: _search_all(rows, centroids, bounds, largest, plan),
-        lambda: _search_some(rows, centroids, bounds, total, largest, doubtful, num_doubtful, plan),
+        passes(num_doubtful) > 1,
+        lambda: _search_all(rows, state.centroids, bounds, largest, plan),
+        lambda: _search_some(rows, state.centroids, bounds, state.total, largest, doubts(bounds), num_doubtful, plan),
     )
+
+
+def _look_at(
+    rows: Rows, centroids: Array, fast: Int[Array, " q"], bounds: Bounds, largest: Array, plan: Plan
+) -> Bounds:
+    """Tighten the bounds by the distances to a few centroids.
+
+    Args:
+      rows: The data.
+      centroids: All of them.
+      fast: Which ones to look at.
+      bounds: Valid but for these: the lower one is for the others.
+      largest: The largest squared norm of a centroid.
+      plan: What is fixed. Static.
+
+    Returns:
+      Bounds for all centroids, the labels as they were: a row that has a better one is left in doubt.
+    """
+    few = centroids[fast]
+    is_fast = jnp.zeros(centroids.shape[0], bool).at[fast].set(True)
+
+    def step(known: Bounds, start: Array | int, size: int) -> Bounds:
+        points, _ = rows.block(start, size)
+        labels, upper, rest = (lax.dynamic_slice_in_dim(field, start, size) for field in bounds)
+        found, _ = _bound(points, few, largest, plan)
+        own = fast.at[found.labels].get(mode="promise_in_bounds") == labels
+        lost = is_fast.at[labels].get(mode="promise_in_bounds") & ~own
+        # A squared upper bound is at most twice the rounding above the lower one.
+        noise = 2 * _noise(points) * (jnp.sum(points**2, axis=1) + largest)
+        nearest_other = jnp.where(own, found.lower, jnp.sqrt(jnp.maximum(found.upper**2 - noise, 0)))
+        new = jnp.where(own, found.upper, upper), jnp.where(lost, 0, jnp.minimum(rest, nearest_other))
+        upper, lower = (
+            lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(known[1:], new, strict=True)
+        )
+        return Bounds(known.labels, upper, lower)
+
+    blank = Bounds(bounds.labels, jnp.zeros_like(bounds.upper), jnp.zeros_like(bounds.lower))
+    return fold_blocks(step, blank, bounds.labels.size, plan.block)
 
 
 def _search_all(rows: Rows, centroids: Array, bounds: Bounds, largest: Array, plan: Plan) -> tuple[Bounds, Totals]:
     """Go through every block of rows."""
 
     def step(carry: tuple[Bounds, Totals], start: Array | int, size: int) -> tuple[Bounds, Totals]:
-        bounds, total = carry
+        known, total = carry
         points, weights = rows.block(start, size)
         before = lax.dynamic_slice_in_dim(bounds.labels, start, size)
         new, cost = _bound(points, centroids, largest, plan)
-        bounds = Bounds(
-            *(lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(bounds, new, strict=True))
-        )
-        part = block_totals(points, weights, new.labels[None], cost[None], before[None], centroids.shape[0])
-        return bounds, Totals(*(a + b for a, b in zip(total, part, strict=True)))
+        known = Bounds(*(lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(known, new, strict=True)))
+        part = block_totals(points, weights, new.labels[None], cost[None], before[None], centroids.shape[0], plan)
+        return known, Totals(*(a + b for a, b in zip(total, part, strict=True)))
 
-    return fold_blocks(step, (bounds, no_totals(centroids[None])), rows.values.shape[0], plan.block)
+    # Labels are read from one array and written to another: XLA would copy the whole of a single one for every block.
+    known = bounds._replace(labels=jnp.zeros_like(bounds.labels))
+    return fold_blocks(step, (known, no_totals(centroids[None])), rows.values.shape[0], plan.block)
 
 
 def _search_some(
@@ -159,7 +227,7 @@ def _search_some(
     which = _indices(doubtful, size)
 
     def step(carry: tuple[Array, Bounds, Totals]) -> tuple[Array, Bounds, Totals]:
-        i, bounds, total = carry
+        i, known, total = carry
         at = lax.dynamic_slice_in_dim(which, i * size, size)  # past the last of them: n
         points, weights = rows.take(at)
         before = bounds.labels.at[at].get(mode="clip")
@@ -173,8 +241,8 @@ def _search_some(
             counts=total.counts + (entering[1] - leaving[1])[..., 0],
             changed=total.changed + jnp.sum(changed, dtype=jnp.int32),
         )
-        bounds = Bounds(*(old.at[at].set(x, mode="drop") for old, x in zip(bounds, new, strict=True)))
-        return i + 1, bounds, total
+        known = Bounds(*(old.at[at].set(x, mode="drop") for old, x in zip(known, new, strict=True)))
+        return i + 1, known, total
 
     carry = jnp.zeros((), jnp.int32), bounds, total._replace(changed=jnp.zeros_like(total.changed))
     return lax.while_loop(lambda carry: carry[0] * size < num_doubtful, step, carry)[1:]
@@ -213,6 +281,9 @@ def total_cost(rows: Rows, centroids: Float[Array, "k d"], labels: Int[Array, " 
     def step(cost: Array, start: Array | int, size: int) -> Array:
         points, weights = rows.block(start, size)
         mine = lax.dynamic_slice_in_dim(labels, start, size)
-        return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
+        if plan.metric == "manhattan":
+            return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
+        away = points - centroids.at[mine].get(mode="promise_in_bounds")
+        return cost + jnp.vdot(away * weights[:, None], away, precision=lax.Precision.HIGHEST)
 
     return psum(fold_blocks(step, jnp.zeros((), centroids.dtype), labels.size, plan.block), plan.axes)

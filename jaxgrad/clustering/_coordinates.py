@@ -115,14 +115,15 @@ def inertia(cost: Float[Array, "*any"], where: Coordinates, metric: str, zeros: 
 
 def mean_variance(rows: Rows, block: int, axes: tuple[str, ...]) -> Float[Array, ""]:
     """Average the features' variances over the rows that take part, each counted once, in coordinates."""
-    zero = jnp.zeros_like(rows.shift)
+    start = jnp.zeros_like(rows.shift), jnp.zeros_like(rows.scale), jnp.zeros_like(rows.scale)
 
     def step(carry: tuple[Array, Array, Array], start: Array | int, size: int) -> tuple[Array, Array, Array]:
         points, weights = rows.block(start, size)
-        first, second, count = carry
-        taken = jnp.sum(weights > 0, dtype=points.dtype)
-        return first + jnp.sum(points, axis=0), second + jnp.sum(points**2, axis=0), count + taken
+        total, squares, count = carry
+        taken = (weights > 0).astype(points.dtype)
+        squares = squares + jnp.vdot(points, points, precision="highest")
+        return total + jnp.dot(taken, points, precision="highest"), squares, count + jnp.sum(taken)
 
-    first, second, count = psum(fold_blocks(step, (zero, zero, zero[0]), rows.weights.shape[0], block), axes)
+    total, squares, count = psum(fold_blocks(step, start, rows.weights.shape[0], block), axes)
     count = jnp.maximum(count, 1)
-    return jnp.mean(jnp.maximum(second / count - (first / count) ** 2, 0))
+    return jnp.maximum(squares - jnp.sum(total**2) / count, 0) / count / total.shape[0]

@@ -71,13 +71,16 @@ def nearest(points: Float[Array, "m d"], centroids: Float[Array, "lanes k d"], m
     if metric == "manhattan":
         return _fold(lambda j: jnp.sum(jnp.abs(points[None] - ordered[j][:, None]), axis=-1), lanes, k, points)
     squares = jnp.sum(ordered**2, axis=-1)
-    products = _products(ordered.reshape(k * lanes, d), points).reshape(k, lanes, -1)
+    products = _products(ordered.reshape(k * lanes, d), points)
 
     def fold() -> Nearest:
-        return _fold(lambda j: squares[j][:, None] - 2 * products[j], lanes, k, points)
+        def cost(j: Array) -> Array:
+            return squares[j][:, None] - 2 * lax.dynamic_slice_in_dim(products, j * lanes, lanes)
+
+        return _fold(cost, lanes, k, points)
 
     def reduce() -> Nearest:
-        scores = squares[:, :, None] - 2 * products
+        scores = squares[:, :, None] - 2 * products.reshape(k, lanes, -1)
         labels = jnp.argmin(scores, axis=0).astype(jnp.int32)
         others = jnp.where(jnp.arange(k, dtype=jnp.int32)[:, None, None] == labels[None], jnp.inf, scores)
         return Nearest(labels, jnp.min(scores, axis=0), jnp.min(others, axis=0))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
@@ -177,6 +178,7 @@ def k_means(
         block=block_size(chunk_size, local, num_features, num_clusters),
         axes=() if layout is None else layout.axes,
         max_steps=max_steps,
+        weighted=weights is not None or isinstance(x, Tracer),
     )
     small = local * num_clusters * num_features <= _SMALL
     settings = Settings(

@@ -21,12 +21,14 @@ class Plan(NamedTuple):
       block: How many rows are worked on at a time.
       axes: The mesh axes that the rows lie over; none on one device.
       max_steps: The most steps a start may take.
+      weighted: Whether a weight may be anything but 1.
     """
 
     metric: str
     block: int
     axes: tuple[str, ...]
     max_steps: int
+    weighted: bool
 
 
 class Fit(NamedTuple):
@@ -145,11 +147,13 @@ def assign_all(
         labels, total = carry
         points, weights = rows.block(start, size)
         found = nearest(points, centroids, plan.metric)
-        old = lax.dynamic_slice_in_dim(labels, start, size, axis=1)
-        part = block_totals(points, weights, found.labels, found.first, old, k)
+        # From an array that is not written to: XLA would copy the whole of it for every block.
+        old = lax.dynamic_slice_in_dim(before, start, size, axis=1)
+        part = block_totals(points, weights, found.labels, found.first, old, k, plan)
         return lax.dynamic_update_slice_in_dim(labels, found.labels, start, axis=1), _add(total, part)
 
-    labels, total = fold_blocks(step, (before, no_totals(centroids)), rows.values.shape[0], plan.block)
+    start = jnp.zeros_like(before), no_totals(centroids)
+    labels, total = fold_blocks(step, start, rows.values.shape[0], plan.block)
     return labels, psum(total, plan.axes)
 
 
@@ -165,10 +169,12 @@ def no_totals(centroids: Float[Array, "lanes k d"]) -> Totals:
     )
 
 
-def block_totals(points: Array, weights: Array, labels: Array, cost: Array, before: Array, k: int) -> Totals:
+def block_totals(
+    points: Array, weights: Array, labels: Array, cost: Array, before: Array, k: int, plan: Plan
+) -> Totals:
     """Add up one block of rows, so that the totals of many are sums of sums and keep their digits."""
     return Totals(
-        sum_by_label(weights[:, None] * points, labels, k),
+        sum_by_label(weights[:, None] * points if plan.weighted else points, labels, k),
         sum_by_label(weights[:, None], labels, k)[..., 0],
         cost @ weights,
         jnp.sum((labels != before) & (weights > 0)[None], axis=1, dtype=jnp.int32),
