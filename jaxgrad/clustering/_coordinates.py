@@ -82,12 +82,17 @@ def place(x: Float[Array, "n d"], weights: Float[Array, " n"], where: Coordinate
 def forward(x: Float[Array, "n d"], where: Coordinates, metric: str) -> Float[Array, "n d"]:
     """Map rows to their coordinates; the direction of a row of zeros is zero."""
     if metric == "cosine":
-        top = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-        x = x / jnp.where(top > 0, top, 1)
-        length = jnp.sqrt(jnp.sum(x**2, axis=1, keepdims=True))
-        return x / jnp.where(top > 0, length, 1)
+        return directions(x)
     x = (x - where.shift[None]) * where.scale
     return x if where.whiten is None else jnp.matmul(x, where.whiten, precision="highest")
+
+
+def directions(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Divide rows by their lengths; zero stays zero, with gradient zero, and nothing over- or underflows."""
+    top = jnp.max(jnp.abs(x), axis=1, keepdims=True)
+    x = x / jnp.where(top > 0, top, 1)
+    squares = jnp.sum(x**2, axis=1, keepdims=True)
+    return jnp.where(top > 0, x / jnp.sqrt(jnp.where(top > 0, squares, 1)), 0)
 
 
 def backward(points: Float[Array, "k d"], where: Coordinates) -> Float[Array, "k d"]:

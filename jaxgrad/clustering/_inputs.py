@@ -15,16 +15,28 @@ from jaxgrad._checks import message
 METRICS = ("euclidean", "manhattan", "cosine", "mahalanobis")
 
 
-def check_metric(function: str, metric: str, covariance: Any, num_features: int, dtype: Any) -> Array | None:
+def check_metric(
+    function: str, metric: str, covariance: Any, num_features: int, dtype: Any, *, needed: bool = False
+) -> Array | None:
     """Return the covariance in the type of the data, or ``None``.
 
+    Args:
+      function: The public name the user called.
+      metric: What the user asked for.
+      covariance: What came with it.
+      num_features: d.
+      dtype: Of the data.
+      needed: Whether ``"mahalanobis"`` cannot do without a covariance here.
+
     Raises:
-      ValueError: No such metric; a covariance for another one than ``"mahalanobis"``, of a wrong shape, or, where it is
-        concrete, not symmetric and positive definite.
+      ValueError: No such metric; a covariance that is missing, or for another metric than ``"mahalanobis"``, of a wrong
+        shape, or, where it is concrete, not symmetric and positive definite.
     """
     if metric not in METRICS:
         raise ValueError(message(function, f"metric in {METRICS}", f"metric={metric!r}", "pass one of these"))
     if covariance is None:
+        if needed and metric == "mahalanobis":
+            raise ValueError(message(function, "a covariance", "none", "pass that of the fit, such as jnp.cov(x.T)"))
         return None
     if metric != "mahalanobis":
         remedy = 'leave it out, or pass metric="mahalanobis"'

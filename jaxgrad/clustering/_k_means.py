@@ -236,9 +236,7 @@ def assign(
     x = check_rows(name, x)
     given = getattr(centroids, "centroids", centroids)
     given = check_rows(f"{name}, of the centroids", given, x.shape[1]).astype(x.dtype)
-    covariance = check_metric(name, metric, covariance, x.shape[1], x.dtype)
-    if metric == "mahalanobis" and covariance is None:
-        raise ValueError(message(name, "a covariance", "none", "pass the one of the fit, such as jnp.cov(x.T)"))
+    covariance = check_metric(name, metric, covariance, x.shape[1], x.dtype, needed=True)
     if chunk_size is not None:
         check_count(name, "chunk_size", chunk_size, 1)
     refuse_rows(name, x, None)

@@ -8,15 +8,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Real
 
 from jaxgrad._checks import message
+from jaxgrad._inputs import check_rows, check_weights, refuse_rows
 from jaxgrad._rows import fold_blocks
+from jaxgrad.clustering._coordinates import directions
 from jaxgrad.clustering._distances import costs
+from jaxgrad.clustering._inputs import check_count, check_metric
 
 Metric = Literal["euclidean", "manhattan", "cosine", "mahalanobis"]
-METRICS = ("euclidean", "manhattan", "cosine", "mahalanobis")
 
 
 def silhouette(
@@ -80,12 +81,12 @@ def silhouette(
       ``sklearn.metrics.silhouette_samples``, which refuses a single cluster.
     """
     name = "silhouette"
-    _check_rows(name, x, labels, metric, covariance)
-    _check_count(name, "num_clusters", num_clusters, 2)
+    x, labels, covariance = _check(name, x, labels, metric, covariance)
+    check_count(name, "num_clusters", num_clusters, 2)
     if chunk_size is None:
         chunk_size = min(max(x.shape[0] // (4 * num_clusters), 64), 1024)
-    _check_count(name, "chunk_size", chunk_size, 1)
-    return _silhouette(_refuse_nonfinite(name, x), labels, covariance, num_clusters, metric, chunk_size)
+    check_count(name, "chunk_size", chunk_size, 1)
+    return _silhouette(x, labels, covariance, num_clusters, metric, chunk_size)
 
 
 def simplified_silhouette(
@@ -135,11 +136,11 @@ def simplified_silhouette(
       :cite:p:`hruschka2004evolutionary`, the simplified silhouette.
     """
     name = "simplified_silhouette"
-    _check_rows(name, x, labels, metric, covariance)
-    _check_centroids(name, x, centroids)
-    _check_count(name, "the number of centroids", centroids.shape[0], 2)
-    _check_count(name, "chunk_size", chunk_size, 1)
-    return _simplified(_refuse_nonfinite(name, x), centroids, labels, covariance, metric, chunk_size)
+    x, labels, covariance = _check(name, x, labels, metric, covariance)
+    centroids = _check_centroids(name, x, centroids)
+    check_count(name, "the number of centroids", centroids.shape[0], 2)
+    check_count(name, "chunk_size", chunk_size, 1)
+    return _simplified(x, centroids, labels, covariance, metric, chunk_size)
 
 
 def cluster_inertia(
@@ -189,16 +190,29 @@ def cluster_inertia(
       [1. 1.]
     """
     name = "cluster_inertia"
-    _check_rows(name, x, labels, metric, covariance)
-    _check_centroids(name, x, centroids)
-    _check_count(name, "chunk_size", chunk_size, 1)
-    if weights is not None:
-        if weights.shape != labels.shape:
-            raise ValueError(message(name, f"weights of shape {labels.shape}", f"{weights.shape}", "give one a row"))
-        if not isinstance(weights, Tracer) and not bool(jnp.all(weights >= 0)):
-            bad = int(jnp.sum(~(weights >= 0)))
-            raise ValueError(message(name, "weights that are not negative", f"{bad} that are, or NaN", "set them to 0"))
-    return _cluster_inertia(_refuse_nonfinite(name, x), centroids, labels, covariance, weights, metric, chunk_size)
+    x, labels, covariance = _check(name, x, labels, metric, covariance)
+    centroids = _check_centroids(name, x, centroids)
+    check_count(name, "chunk_size", chunk_size, 1)
+    weights = check_weights(name, weights, x)
+    return _cluster_inertia(x, centroids, labels, covariance, weights, metric, chunk_size)
+
+
+def _check(name: str, x: Any, labels: Any, metric: str, covariance: Any) -> tuple[Array, Array, Array | None]:
+    """Return rows, labels and covariance in the types computed with, or say what is wrong with them."""
+    x = check_rows(name, x)
+    labels = jnp.asarray(labels)
+    if labels.shape != x.shape[:1]:
+        raise ValueError(message(name, f"labels of shape {x.shape[:1]}", f"{labels.shape}", "pass one label a row"))
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(message(name, "integer labels", f"{labels.dtype}", "cast them with labels.astype(int)"))
+    covariance = check_metric(name, metric, covariance, x.shape[1], x.dtype, needed=True)
+    refuse_rows(name, x, None)
+    return x, labels, covariance
+
+
+def _check_centroids(name: str, x: Array, centroids: Any) -> Array:
+    """Return centroids in the type of the rows."""
+    return check_rows(f"{name}, of the centroids", centroids, x.shape[1]).astype(x.dtype)
 
 
 @partial(jax.jit, static_argnames=("num_clusters", "metric", "size"))
@@ -328,75 +342,11 @@ def _placed(x: Array, metric: str, covariance: Array | None) -> tuple[Array, Arr
     Returns:
       The rows, and whether each is finite.
     """
-    x = x.astype(_float(x))
     finite = jnp.all(jnp.isfinite(x), axis=1)
     x = jnp.where(finite[:, None], x, 0)
     if metric == "cosine":
-        top = jnp.max(jnp.abs(x), axis=1, keepdims=True)
-        x = x / jnp.where(top > 0, top, 1)
-        length = jnp.sum(x**2, axis=1, keepdims=True)
-        return jnp.where(top > 0, x / jnp.sqrt(jnp.where(top > 0, length, 1)), 0), finite
+        return directions(x), finite
     if covariance is not None:
         factor = jnp.linalg.cholesky(covariance.astype(x.dtype))
         x = lax.linalg.triangular_solve(factor, x, left_side=False, lower=True, transpose_a=True)
     return x, finite
-
-
-def _float(x: Array) -> Any:
-    """Name the floating dtype to compute in."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return jnp.asarray(0.0).dtype
-    return x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-
-
-def _check_rows(name: str, x: Array, labels: Array, metric: str, covariance: Array | None) -> None:
-    """Refuse shapes, dtypes and options that do not fit."""
-    if x.ndim != 2 or x.shape[0] == 0:
-        raise ValueError(message(name, "x of shape (n, d) with at least one row", f"{x.shape}", "pass a row a point"))
-    if labels.shape != x.shape[:1]:
-        raise ValueError(message(name, f"labels of shape {x.shape[:1]}", f"{labels.shape}", "pass one label a row"))
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(message(name, "integer labels", f"{labels.dtype}", "cast them with labels.astype(int)"))
-    if metric not in METRICS:
-        raise ValueError(message(name, f"metric in {METRICS}", repr(metric), "pass one of these"))
-    if (metric == "mahalanobis") != (covariance is not None):
-        got = "none" if covariance is None else f"one with metric={metric!r}"
-        remedy = "pass covariance=, say jnp.cov(x.T)" if covariance is None else 'leave it out, or pass "mahalanobis"'
-        raise ValueError(message(name, 'a covariance with metric="mahalanobis" and with no other', got, remedy))
-    if covariance is not None and covariance.shape != (x.shape[1],) * 2:
-        expected = f"a covariance of shape {(x.shape[1],) * 2}"
-        raise ValueError(message(name, expected, f"{covariance.shape}", "pass a row and a column a feature"))
-    if covariance is not None and not isinstance(covariance, Tracer):
-        factor = jnp.linalg.cholesky(covariance.astype(_float(covariance)))
-        if not bool(jnp.all(jnp.isfinite(factor))):
-            remedy = "add a small multiple of the identity"
-            raise ValueError(message(name, "a positive definite covariance", "one that is not", remedy))
-
-
-def _check_centroids(name: str, x: Array, centroids: Array) -> None:
-    """Refuse centroids of another dimension than the rows."""
-    if centroids.ndim != 2 or centroids.shape[1] != x.shape[1]:
-        expected = f"centroids of shape (k, {x.shape[1]})"
-        raise ValueError(message(name, expected, f"{centroids.shape}", "pass one a cluster, in the space of the rows"))
-
-
-def _check_count(name: str, what: str, value: int, low: int) -> None:
-    """Refuse a count that is not an integer, or too small."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(message(name, f"{what} of at least {low}", repr(value), f"pass an integer from {low} on"))
-
-
-def _refuse_nonfinite(name: str, x: Array) -> Array:
-    """Refuse rows that are not finite, where that can be seen."""
-    if not isinstance(x, Tracer):
-        bad = int(_count_nonfinite(x))
-        if bad:
-            remedy = "drop those rows, or fill them in"
-            raise ValueError(message(name, "finite rows", f"{bad} with NaN or infinity", remedy))
-    return x
-
-
-@jax.jit
-def _count_nonfinite(x: Array) -> Array:
-    """Count the rows with an entry that is not finite."""
-    return jnp.sum(jnp.any(~jnp.isfinite(x), axis=1))

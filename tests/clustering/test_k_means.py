@@ -189,6 +189,7 @@ def test_restarts_keep_the_best_and_the_first_of_equals() -> None:
     np.testing.assert_array_equal(k_means(None, x, 10, init=again, num_restarts=2).labels, singles[0].labels)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("body")
 def test_restarts_agree_whether_they_go_in_lanes_or_in_turn() -> None:
     x = rows_of("wine")
@@ -222,6 +223,7 @@ def test_fewer_distinct_rows_than_clusters_end_at_once(metric: str, init: str) -
     assert np.isfinite(got.centroids).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("body")
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e15, 1e18])
 def test_the_unit_of_the_data_does_not_matter(factor: float) -> None:
@@ -285,6 +287,7 @@ def test_as_many_clusters_as_rows_pay_nothing() -> None:
     np.testing.assert_allclose(got.inertia, 0, atol=1e-9)
 
 
+@pytest.mark.heavy
 def test_maps_over_datasets_and_keys() -> None:
     x = np.random.default_rng(2).standard_normal((3, 80, 2)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 3)
@@ -310,6 +313,7 @@ def test_a_row_without_direction_pays_one_under_cosine() -> None:
     np.testing.assert_allclose(np.linalg.norm(got.centroids, axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_constant_features_do_not_hurt_an_estimated_covariance() -> None:
     x = rows_of("iris")
     constant = np.concatenate([x, np.full((len(x), 1), 7.0, np.float32)], axis=1)

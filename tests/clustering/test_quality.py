@@ -157,6 +157,7 @@ def test_gradient_equals_finite_differences(x64, kind):
     np.testing.assert_allclose(jnp.sum(gradient * direction), want, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_gradient_is_finite_where_rows_are_equal():
     labels = jnp.array([0, 0, 1, 1])
     for x in (jnp.ones((4, 2)), jnp.zeros((4, 2))):
@@ -165,6 +166,7 @@ def test_gradient_is_finite_where_rows_are_equal():
             assert np.all(np.isfinite(jax.grad(score)(x)))
 
 
+@pytest.mark.heavy
 def test_vmap_equals_a_loop():
     x, centroids, labels = (jnp.stack(each) for each in zip(*(clustered(40, seed=i) for i in range(3)), strict=True))
     got = jax.vmap(lambda x, labels: clustering.silhouette(x, labels, 5))(x, labels)
@@ -220,14 +222,18 @@ X, CENTROIDS, LABELS = jnp.ones((4, 2)), jnp.ones((2, 2)), jnp.zeros(4, int)
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (partial(clustering.silhouette, X[0], LABELS, 2), ValueError, r"x of shape \(n, d\)"),
+        (partial(clustering.silhouette, X[0], LABELS, 2), ValueError, "data of shape"),
         (partial(clustering.silhouette, X, LABELS[:3], 2), ValueError, r"labels of shape \(4,\)"),
         (partial(clustering.silhouette, X, LABELS.astype(jnp.float32), 2), TypeError, "integer labels"),
-        (partial(clustering.silhouette, X, LABELS, 1), ValueError, "num_clusters of at least 2"),
-        (partial(clustering.silhouette, X, LABELS, 2, chunk_size=0), ValueError, "chunk_size of at least 1"),
+        (partial(clustering.silhouette, X, LABELS, 1), ValueError, "num_clusters to be"),
+        (
+            partial(clustering.silhouette, X, LABELS, 2, chunk_size=0),
+            ValueError,
+            "chunk_size to be",
+        ),
         (partial(clustering.silhouette, X, LABELS, 2, metric="l2"), ValueError, "metric in"),
         (partial(clustering.silhouette, X, LABELS, 2, metric="mahalanobis"), ValueError, "jnp.cov"),
-        (partial(clustering.silhouette, X, LABELS, 2, covariance=jnp.eye(2)), ValueError, "with no other"),
+        (partial(clustering.silhouette, X, LABELS, 2, covariance=jnp.eye(2)), ValueError, "no covariance"),
         (
             partial(clustering.silhouette, X, LABELS, 2, metric="mahalanobis", covariance=jnp.eye(3)),
             ValueError,
@@ -238,15 +244,23 @@ X, CENTROIDS, LABELS = jnp.ones((4, 2)), jnp.ones((2, 2)), jnp.zeros(4, int)
             ValueError,
             "positive definite",
         ),
-        (partial(clustering.silhouette, X.at[1, 0].set(jnp.nan), LABELS, 2), ValueError, "1 with NaN or infinity"),
-        (partial(clustering.simplified_silhouette, X, CENTROIDS[:1], LABELS), ValueError, "centroids of at least 2"),
-        (partial(clustering.cluster_inertia, X, CENTROIDS[:, :1], LABELS), ValueError, r"shape \(k, 2\)"),
+        (
+            partial(clustering.silhouette, X.at[1, 0].set(jnp.nan), LABELS, 2),
+            ValueError,
+            "1 of 4 with a NaN",
+        ),
+        (
+            partial(clustering.simplified_silhouette, X, CENTROIDS[:1], LABELS),
+            ValueError,
+            "number of centroids",
+        ),
+        (partial(clustering.cluster_inertia, X, CENTROIDS[:, :1], LABELS), ValueError, "2 features"),
         (
             partial(clustering.cluster_inertia, X, CENTROIDS, LABELS, weights=jnp.ones(3)),
             ValueError,
             "weights of shape",
         ),
-        (partial(clustering.cluster_inertia, X, CENTROIDS, LABELS, weights=-jnp.ones(4)), ValueError, "not negative"),
+        (partial(clustering.cluster_inertia, X, CENTROIDS, LABELS, weights=-jnp.ones(4)), ValueError, "at least 0"),
         (partial(clustering.elbow, jnp.ones(2)), ValueError, "at least 3 inertias"),
         (partial(clustering.elbow, jnp.ones(3), jnp.arange(4)), ValueError, r"num_clusters of shape \(3,\)"),
         (partial(clustering.elbow, jnp.ones(3), jnp.array([3, 2, 1])), ValueError, "that rise"),

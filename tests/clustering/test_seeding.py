@@ -235,6 +235,7 @@ print("same", len(jax.devices()))
 """
 
 
+@pytest.mark.heavy
 def test_eight_shards_draw_what_one_device_draws():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}

@@ -84,6 +84,7 @@ def test_passes_over_uneven_batches_give_the_fit_of_all_rows(images, metric, off
     assert (got.num_rows, int(got.num_distinct)) == (len(x), 10)
 
 
+@pytest.mark.heavy
 def test_covariance_of_passes_is_that_of_all_rows(blobs):
     x = blobs * np.array([1, 3, 0.3, 2, 1, 0.2], np.float32) + 50
     got = k_means_stream(None, np.split(x, [100, 900]), 8, metric="mahalanobis", init=x[:8])
@@ -111,6 +112,7 @@ def test_passes_over_a_memmap_and_a_generator_function_agree(blobs, tmp_path):
     np.testing.assert_allclose(inertia(blobs, of_file.centroids), of_file.inertia, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_weights_of_passes_are_repeated_rows(blobs):
     x, repeats = blobs[:512], np.random.default_rng(0).integers(0, 4, 512)
     batches = [(x[:200], repeats[:200]), (x[200:], repeats[200:])]
@@ -121,6 +123,7 @@ def test_weights_of_passes_are_repeated_rows(blobs):
     assert got.num_rows == np.sum(repeats > 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", SUMMED)
 def test_a_centroid_without_rows_moves_to_the_row_that_pays_most(blobs, metric):
     x = blobs[:400]
@@ -185,6 +188,7 @@ def test_states_can_be_mapped_over(blobs):
     close(jax.tree.map(lambda leaf: leaf[1], states), alone)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("data", ["images", "blobs"])
 def test_inertia_is_within_five_percent_of_scikit_learns(data, request):
     x = request.getfixturevalue(data)
@@ -200,6 +204,7 @@ def test_inertia_is_within_five_percent_of_scikit_learns(data, request):
     assert np.median(ours) < 1.05 * np.median(theirs)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("metric", ["manhattan", "cosine"])
 def test_inertia_is_near_that_of_a_fit_of_all_rows_from_the_same_start(blobs, metric):
     state = k_means_init(jax.random.key(1), blobs[:256], 8, metric=metric)
@@ -423,6 +428,7 @@ jax.tree.map(close, *fits)
 """
 
 
+@pytest.mark.heavy
 def test_sharded_batches_give_what_one_device_gives():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(

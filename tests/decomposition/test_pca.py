@@ -258,6 +258,7 @@ def _every_field(x: jax.Array, w: jax.Array, solver: str) -> jax.Array:
     return sum(jnp.sum(jnp.sin(field) * (1.0 + field.size)) for field in fields)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("shape", "solver"), [((8, 5), "covariance"), ((5, 8), "krylov")])
 def test_derivatives_are_those_of_finite_differences(shape: tuple[int, int], solver: str, x64: None) -> None:
     rng = np.random.default_rng(7)
@@ -281,6 +282,7 @@ def test_derivatives_are_finite_where_variances_are_equal(solver: str) -> None:
         assert bool(jnp.all(jnp.isfinite(slope(jnp.asarray(x, jnp.float32)))))
 
 
+@pytest.mark.heavy
 def test_the_derivative_of_a_variance_is_twice_the_coordinates_along_it() -> None:
     x = jax.random.normal(jax.random.key(2), (10, 4)) * jnp.arange(1.0, 5)[None]
     result = pca(x, 1)

@@ -81,6 +81,7 @@ def test_a_traced_row_that_is_not_finite_takes_no_part() -> None:
     _assert_same(state, _stream(ROWS, 60, jnp.float32))
 
 
+@pytest.mark.heavy
 def test_states_vmap() -> None:
     groups = jnp.asarray(ROWS).reshape(3, 20, 5)
     fit = lambda x: pca_from_state(pca_update(pca_init(5, jnp.float32), x), 2)  # noqa: E731
@@ -89,6 +90,7 @@ def test_states_vmap() -> None:
         np.testing.assert_allclose(mapped.components[i], fit(group).components, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_derivatives_pass_through_a_stream(x64: None) -> None:
     x, change = jnp.asarray(ROWS[:12], jnp.float64), jnp.asarray(ROWS[12:24], jnp.float64)
 

@@ -108,6 +108,7 @@ def gradients(step: int) -> dict[str, jax.Array]:
     }
 
 
+@pytest.mark.heavy
 def test_layer_signatures_say_size_trend_noise_and_zeros():
     found = layer_signatures([gradients(step) for step in range(30)], params=gradients(0) | {"dead": jnp.ones(4)})
     assert found.names == ("dead", "fading", "noisy", "steady")
@@ -119,6 +120,7 @@ def test_layer_signatures_say_size_trend_noise_and_zeros():
     assert column(found, "log10_norm")[0] == pytest.approx(column(found, "log10_norm").min())
 
 
+@pytest.mark.heavy
 def test_readings_give_the_signatures_of_the_gradients():
     monitor = monitoring.monitor(param_norms=True)
     params = jax.tree.map(jnp.ones_like, gradients(0))
@@ -133,6 +135,7 @@ def test_readings_give_the_signatures_of_the_gradients():
     np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_layers_are_grouped_by_how_their_gradients_differ():
     tree = {f"{kind}{copy}": leaf for kind, leaf in gradients(0).items() for copy in range(2)}
     history = [{name: gradients(step)[name[:-1]] for name in tree} for step in range(12)]

@@ -195,6 +195,7 @@ def test_dropout_keeps_the_mean_square_of_masked_units():
     np.testing.assert_allclose(propagate((Dropout(0.7),)).q[-1], np.mean(masked**2), rtol=0.02)
 
 
+@pytest.mark.heavy
 def test_without_dropout_correlations_settle_where_depth_scales_says():
     settled = propagate(120 * (Activation("tanh"), Dense(2.5, 0.05)), c=0.9, q=1.0)
     scales = depth_scales("tanh", weight_variance=2.5, bias_variance=0.05)

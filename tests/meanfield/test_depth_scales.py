@@ -58,6 +58,7 @@ def test_tanh_agrees_with_another_rule(q, c):
     np.testing.assert_allclose(found, want, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_finite_relu_networks_map_correlations_so():
     """Each layer from the correlation measured before it, averaged over networks."""
     width, num_networks, depth = 200, 40, 3

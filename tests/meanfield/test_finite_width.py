@@ -90,6 +90,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("activation", "depth", "weight_variance", "bias_variance"), NETWORKS)
 def test_sampled_networks_have_its_mean_and_variance(activation, depth, weight_variance, bias_variance):
     values = sampled(activation, depth, 100, weight_variance, bias_variance)

@@ -147,6 +147,7 @@ def linen(module, x):
     return lambda params, x: readout(module.apply(params, x)), params, x
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("third_party_model")
 def test_layer_norm():
     nn = pytest.importorskip("flax.linen")
@@ -196,6 +197,7 @@ def test_residual_blocks_before_and_after_normalization(post):
         np.testing.assert_allclose([block.q for block in blocks], 1, rtol=1e-3)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("third_party_model")
 def test_batch_norm_in_training():
     nn = pytest.importorskip("flax.linen")
@@ -221,6 +223,7 @@ def test_batch_norm_in_training():
     np.testing.assert_allclose([block.log10_gain for block in blocks[1:]], want, atol=0.01)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("third_party_model")
 def test_a_convolution_counts_the_window_that_lies_on_data():
     nn = pytest.importorskip("flax.linen")
@@ -244,6 +247,7 @@ def test_a_convolution_counts_the_window_that_lies_on_data():
     assert kinds(last) == [Dense]
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("third_party_model")
 def test_an_equinox_network_is_read_as_a_plain_one():
     eqx = pytest.importorskip("equinox")
@@ -264,6 +268,7 @@ def test_an_equinox_network_is_read_as_a_plain_one():
 # Beyond layers -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_dropout_with_a_key():
     def loss_fn(params, x, key):
         *hidden, (last, _) = params
@@ -287,6 +292,7 @@ def attention(params, x):
     return readout(x)
 
 
+@pytest.mark.heavy
 def test_attention_is_sampled_with_data_and_left_out_without():
     params = [tuple(normal(3 * i + j, WIDTH, WIDTH) / math.sqrt(WIDTH) for j in range(3)) for i in range(2)]
     x = normal(8, 4, 6, WIDTH)
@@ -300,6 +306,7 @@ def test_attention_is_sampled_with_data_and_left_out_without():
         assert math.isnan(block.error)
 
 
+@pytest.mark.heavy
 def test_samples_depend_on_the_key_alone():
     params = [tuple(normal(j, 8, 8) / 3 for j in range(3))]
     x = normal(9, 2, 3, 8)
@@ -314,6 +321,7 @@ def test_samples_depend_on_the_key_alone():
     assert at() != at(key=jax.random.key(1))
 
 
+@pytest.mark.heavy
 def test_a_recurrence_is_sampled_step_by_step():
     def loss_fn(params, xs):
         def step(h, x):

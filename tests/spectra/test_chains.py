@@ -148,6 +148,7 @@ def test_products_are_those_of_the_block_jacobians(name, third_party_model):
         assert all(len(product.matrix) == 1 for product in prefixes)
 
 
+@pytest.mark.heavy
 def test_steps_of_a_loop(x64):
     inputs, weights = normal(0, 6, 2, 3), {"a": normal(1, 3, 3), "r": normal(2, 3, 3)}
 

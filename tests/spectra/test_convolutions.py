@@ -57,6 +57,7 @@ def test_largest_value_without_the_matrix():
     assert np.all(np.abs(got.values - want) <= 3 * got.accuracy * want[0])
 
 
+@pytest.mark.heavy
 def test_norm_and_density_without_the_matrix():
     kernel, side = kernel_of((4, 6)), 12
     f, x = circular(kernel), jnp.zeros((side, side, 4), jnp.float32)
@@ -88,6 +89,7 @@ def temporaries(function, *args):
     return jax.jit(function).lower(*args).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.heavy
 def test_convolutional_block_of_dimension_131072():
     """Two steps; six vectors of each side would do, and the matrix would take 69 GB."""
     kernel = kernel_of((32, 32))
@@ -103,6 +105,7 @@ def test_convolutional_block_of_dimension_131072():
     assert 0.7 * want < got.values[0] <= want * (1 + 1e-5)
 
 
+@pytest.mark.heavy
 def test_attention_block_of_dimension_131072():
     tokens, width = 512, 256
     query, key, value = (jax.random.normal(k, (width, width)) / width**0.5 for k in jax.random.split(KEY, 3))

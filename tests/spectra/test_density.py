@@ -186,6 +186,7 @@ def test_gradients(scale):
         assert abs(jax.grad(rank)(jnp.array(scale), function)) < 1e-3
 
 
+@pytest.mark.heavy
 def test_gradient_of_the_stable_rank_estimate(x64):
     matrix = jnp.asarray(np.diag(np.linspace(0.1, 1, 40)) + np.random.default_rng(0).standard_normal((40, 40)) / 20)
 

@@ -74,6 +74,7 @@ def test_more_steps_than_dimensions():
     np.testing.assert_allclose(golub_kahan(matrix, 3, 100).values, [3.0, 2.0, 1.0], rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_never_above_the_true_value():
     matrix = np.random.default_rng(5).standard_normal((100, 100))
     want = np.linalg.svd(matrix, compute_uv=False)[0]
@@ -82,6 +83,7 @@ def test_never_above_the_true_value():
     assert errors == sorted(errors, reverse=True)
 
 
+@pytest.mark.heavy
 def test_accuracy_is_attained():
     matrix = with_values(1 / np.arange(1.0, 201), 200, 200)
     want = 1 / np.arange(1.0, 6)
@@ -107,6 +109,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_convolutions_in_any_layout(name):
     """The loop brings them into one layout; nothing else about them may change."""
@@ -139,6 +142,7 @@ def deep_network(width, depth):
     return network, jax.random.normal(jax.random.key(12), (width,))
 
 
+@pytest.mark.heavy
 def test_deep_network_to_1e_5():
     network, x = deep_network(300, 4)
     got = spectra.singular_values(network, x, k=1, key=KEY)
@@ -158,6 +162,7 @@ def test_width_2304_to_1e_5_within_60_evaluations():
         np.testing.assert_allclose(got.values[0], want, rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_gradient_with_respect_to_x_and_to_what_f_closes_over(x64):
     weights = jax.random.normal(KEY, (30, 20), jnp.float64)
     x = jax.random.normal(jax.random.key(4), (20,), jnp.float64)

@@ -121,6 +121,7 @@ def test_a_linear_map_has_the_moduli_of_its_eigenvalues(matrix, moduli):
         np.testing.assert_allclose(result.drift, 0, atol=1e-5)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("steps_per_qr", [1, 3])
 def test_random_products_equal_product_spectrum(steps_per_qr):
     factors = gaussian(1000, 3, 3).astype(jnp.float32)
@@ -150,6 +151,7 @@ def test_tanh_network_equals_dense_jacobians(x64):
     np.testing.assert_allclose(got.exponents, want, atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
 def test_flax_cells_equal_dense_jacobians(name, third_party_model):
     linen = pytest.importorskip("flax.linen")
@@ -279,6 +281,7 @@ def small_network(weight, num_exponents=3, steps_per_qr=1, **options):
     ).exponents
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("options", [{}, {"num_exponents": 2, "steps_per_qr": 2, "num_warmup": 3}], ids=str)
 def test_gradient_equals_finite_differences(options, x64):
     weight, coefficients = gaussian(3, 3), jnp.arange(1.0, 1 + options.get("num_exponents", 3))

@@ -71,6 +71,7 @@ def test_double_precision_equals_numpy_to_1e_9(x64):
         np.testing.assert_allclose(spectrum(jnp.asarray(factors)), numpy_spectrum(factors), atol=1e-9)
 
 
+@pytest.mark.heavy
 def test_deep_products_equal_exact_arithmetic():
     factors = np.float32(gaussian(1000, 8, seed=2))
     got = np.asarray(spectrum(jnp.asarray(factors)), np.float64)
@@ -79,6 +80,7 @@ def test_deep_products_equal_exact_arithmetic():
     assert abs(got.sum() - determinant) < 5e-3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("size", "depth"), [(8, 1000), (8, 10_000)])
 def test_known_spectra_at_depth(size, depth):
     factors, want = separated(depth, size, -1)
@@ -115,6 +117,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
 def test_rectangular_factors(shapes):
     rng = np.random.default_rng(0)
@@ -207,6 +210,7 @@ def naive(factors):
     return jnp.log10(jnp.linalg.svd(product, compute_uv=False))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("shapes", [[(6, 6)] * 3, [(3, 5), (5, 3), (4, 5)]], ids=str)
 def test_gradients_equal_those_of_the_dense_svd(shapes, x64):
     rng = np.random.default_rng(1)
@@ -219,6 +223,7 @@ def test_gradients_equal_those_of_the_dense_svd(shapes, x64):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.heavy
 def test_forward_derivative_equals_that_of_the_dense_svd(x64):
     factors, tangents = jnp.asarray(gaussian(3, 6)), (jnp.asarray(gaussian(3, 6, seed=1)),)
     got = jax.jit(lambda factors, tangents: jax.jvp(spectra.product_spectrum, (factors,), tangents)[1])(
@@ -254,6 +259,7 @@ def test_gradients_are_finite_at_zeros_and_ties(factor):
     assert np.all(np.isfinite(finite_total_gradient(factors)))
 
 
+@pytest.mark.heavy
 def test_vmap_equals_a_loop():
     batch = jnp.asarray(np.stack([gaussian(3, 6, seed) for seed in range(3)]), jnp.float32)
     batch = batch.at[1, 1].set(1.0)
@@ -287,6 +293,7 @@ def test_bad_input(unchecked):
         spectra.product_spectrum([square, jnp.ones((0, 3))])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("depth", "size"), [(1000, 8), (100, 32)])
 def test_gaussian_products_of_arrays_are_right_to_their_rounding(depth, size):
     """A few of the factors are all but singular, which float32 arithmetic cannot carry through."""
@@ -308,6 +315,7 @@ def test_rank_of_factors_made_in_float32(rank):
     assert np.all(values[rank:] == -np.inf)
 
 
+@pytest.mark.heavy
 def test_normalization_loses_one_direction():
     def center(x):
         return x - jnp.mean(x)

@@ -160,6 +160,7 @@ def test_vanishing_gradient_penalty_over_a_batch():
     np.testing.assert_allclose(got[1], jitted_vanishing(weight, starts[1], xs[1]), rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_vanishing_gradient_penalty_of_a_flax_cell(third_party_model):
     linen = pytest.importorskip("flax.linen")
     cell, xs, carry = linen.LSTMCell(3), jnp.ones((5, 2)), (jnp.zeros(3), jnp.zeros(3))
@@ -274,6 +275,7 @@ def test_isometry_penalty_of_batches_and_low_precision():
     np.testing.assert_allclose(got[1, 2], spectra.isometry_penalty(batch[1, 2].T), rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_trees_and_a_batch():
     def f(x):
         return {"u": x["a"] @ x["b"], "v": jnp.tanh(x["b"])}
@@ -302,6 +304,7 @@ def flossing(weight, **options):
     return spectra.gradient_flossing(network(weight), start, xs, **options)
 
 
+@pytest.mark.heavy
 def test_gradient_flossing_equals_its_definition_and_finite_differences(x64):
     weight = gaussian(3, 3)
     options = {"num_exponents": 2, "num_warmup": 2, "target": -0.1}
