@@ -41,6 +41,14 @@ DATASETS: dict[str, Callable[[], np.ndarray]] = {
 }
 
 
+def some_by_default(*values: str, default: tuple[str, ...]) -> list:
+    """Leave most of many like tests to the heavy ones: each compiles a program."""
+    return [value if value in default else pytest.param(value, marks=pytest.mark.heavy) for value in values]
+
+
+METRICS = some_by_default("euclidean", "manhattan", "cosine", "mahalanobis", default=("euclidean", "manhattan"))
+
+
 def rows_of(name: str, dtype: type = np.float32) -> np.ndarray:
     return DATASETS[name]().astype(dtype)
 
@@ -56,17 +64,14 @@ def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
-BY_BOUNDS = [
-    pytest.param(name, marks=[] if name in ("digits", "duplicated") else pytest.mark.heavy) for name in DATASETS
-]
-
-
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize(
+    "name", some_by_default(*DATASETS, default=("digits", "wine", "moons", "duplicated", "offset"))
+)
 def test_follows_scikit_learn_from_the_same_start(name: str) -> None:
     follows_scikit_learn(rows_of(name))
 
 
-@pytest.mark.parametrize("name", BY_BOUNDS)
+@pytest.mark.parametrize("name", some_by_default(*DATASETS, default=("digits", "duplicated")))
 def test_follows_scikit_learn_with_bounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implementation, "_SMALL", 0)
     follows_scikit_learn(rows_of(name))
@@ -104,7 +109,7 @@ def test_the_default_fit_is_no_worse_than_scikit_learns(name: str) -> None:
     assert np.median(ours) <= np.median(theirs) * (1 + 1e-6) + slack
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine", "mahalanobis"])
+@pytest.mark.parametrize("metric", some_by_default("euclidean", "cosine", "mahalanobis", default=("euclidean",)))
 def test_bounds_give_the_labels_of_a_search_of_every_row(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(5).standard_normal((3000, 6)).astype(np.float32)
     results = []
@@ -156,7 +161,7 @@ def test_is_a_fixed_point_of_the_definition(metric: str, given: bool) -> None:
 
 
 @pytest.mark.usefixtures("body")
-@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine", "mahalanobis"])
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_weight_is_a_number_of_copies(metric: str) -> None:
     x = rows_of("iris")
     copies = np.random.default_rng(0).integers(0, 4, len(x))
@@ -209,8 +214,10 @@ def test_a_centroid_without_rows_moves_to_the_row_that_pays_most() -> None:
 
 
 @pytest.mark.usefixtures("body")
-@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
-@pytest.mark.parametrize("init", ["random", "k-means++", "greedy-k-means++", "k-means||"])
+@pytest.mark.parametrize("metric", METRICS[:3])
+@pytest.mark.parametrize(
+    "init", some_by_default("random", "k-means++", "greedy-k-means++", "k-means||", default=("greedy-k-means++",))
+)
 def test_fewer_distinct_rows_than_clusters_end_at_once(metric: str, init: str) -> None:
     x = np.repeat(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.float32) + 1e3 * (metric != "cosine"), 20, axis=0)
     got = k_means(jax.random.key(0), x, 7, metric=metric, init=init)
@@ -247,7 +254,7 @@ def test_an_offset_costs_no_digits() -> None:
 
 
 @pytest.mark.usefixtures("body")
-@pytest.mark.parametrize("chunk_size", [1, 7, 100, 5000])
+@pytest.mark.parametrize("chunk_size", [7, pytest.param(1, marks=pytest.mark.heavy), 5000])
 def test_the_size_of_a_block_does_not_matter(chunk_size: int) -> None:
     x = rows_of("wine")
     start = some_rows(x, 4)
@@ -298,8 +305,11 @@ def test_maps_over_datasets_and_keys() -> None:
         np.testing.assert_allclose(mapped.inertia[i], alone.inertia, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint8, jnp.bool_])
-def test_takes_any_real_dtype(dtype: type) -> None:
+@pytest.mark.parametrize(
+    "name", some_by_default("bfloat16", "float16", "int32", "uint8", "bool", default=("bfloat16",))
+)
+def test_takes_any_real_dtype(name: str) -> None:
+    dtype = jnp.dtype(name)
     x = jnp.asarray(rows_of("digits")[:200]).astype(dtype)
     got, want = k_means(jax.random.key(0), x, 5), k_means(jax.random.key(0), x.astype(jnp.float32), 5)
     np.testing.assert_array_equal(got.labels, want.labels)
