@@ -39,6 +39,13 @@ hypothesis.settings.register_profile("jaxgrad", deadline=None, derandomize="CI" 
 hypothesis.settings.load_profile("jaxgrad")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_module() -> Iterator[None]:
+    """Let go of what a module's tests compiled: Linux maps only so many pieces of code into one process."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def third_party_model() -> Iterator[None]:
     """JAX's usual promotion, for a test whose model comes from a library that counts on it (flax, equinox)."""

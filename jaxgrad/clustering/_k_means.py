@@ -17,7 +17,7 @@ from jaxgrad._checks import check_number, message
 from jaxgrad._inputs import check_key, check_rows, check_weights, refuse_rows
 from jaxgrad._rows import Shards, fold_blocks, over_shards, psum, shards
 from jaxgrad.clustering._bounds import bounded_lloyd, total_cost
-from jaxgrad.clustering._coordinates import Coordinates, backward, coordinates, forward, inertia, mean_variance, place
+from jaxgrad.clustering._coordinates import backward, coordinates, forward, inertia, mean_variance, place
 from jaxgrad.clustering._distances import Rows, nearest
 from jaxgrad.clustering._inputs import block_size, check_count, check_metric, check_some_weight
 from jaxgrad.clustering._lloyd import Fit, Plan, better, lloyd, no_fit
@@ -307,9 +307,18 @@ def _fit_rows(
     mass = jnp.where(finite & (mass > 0) & jnp.isfinite(mass), mass, 0)
     where = coordinates(x, mass, covariance, metric, plan.axes)
     rows = place(x, mass, where, metric)
+    if starts is not None:
+        starts = forward(starts.reshape(-1, x.shape[1]), where, metric).reshape(starts.shape)
+    if metric == "cosine":
+        # Directions close to one another differ in their last digits, which centring keeps.
+        middle, total = psum((jnp.dot(mass, rows.values, precision="highest"), jnp.sum(mass)), plan.axes)
+        middle = middle / jnp.where(total > 0, total, 1)
+        rows = rows._replace(shift=middle)
+        starts = None if starts is None else starts - middle[None, None]
+        where = where._replace(shift=middle)
     limit = tol * mean_variance(rows, plan.block, plan.axes)
 
-    fit = _run(key, rows, None if starts is None else _forward_all(starts, where, metric), limit, settings)
+    fit = _run(key, rows, starts, limit, settings)
     cost = total_cost(rows, fit.centroids, fit.labels, plan)
     counts = psum(
         jnp.zeros((settings.num_clusters,), jnp.int32).at[fit.labels].add((mass > 0).astype(jnp.int32)), plan.axes
@@ -349,11 +358,6 @@ def _run(key: Any, rows: Rows, starts: Array | None, limit: Array, settings: Set
     nothing = no_fit(rows, jnp.zeros((k, rows.values.shape[1]), limit.dtype))
     count = jnp.int32(settings.num_restarts)
     return lax.fori_loop(jnp.int32(0), count, lambda index, best: better(best, run(index)), nothing)
-
-
-def _forward_all(starts: Array, where: Coordinates, metric: str) -> Array:
-    """Bring the first centroids of every start to the coordinates of the rows."""
-    return forward(starts.reshape(-1, starts.shape[-1]), where, metric).reshape(starts.shape)
 
 
 @partial(jax.jit, static_argnames=("metric", "block", "layout"))

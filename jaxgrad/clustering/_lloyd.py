@@ -186,7 +186,7 @@ def move(
 ) -> Float[Array, "lanes k d"]:
     """Compute the next centroids, those without rows among them."""
     relocated = relocate(rows, centroids, labels, total, plan.metric, plan.block, plan.axes)
-    moved = means(relocated.sums, relocated.counts, centroids, plan.metric)
+    moved = means(relocated.sums, relocated.counts, centroids, plan.metric, rows.shift)
     if plan.metric == "manhattan":
         # A cluster that has just been given a row consists of it.
         of_rows = medians(rows, labels, total.counts, centroids, plan.block, plan.axes)

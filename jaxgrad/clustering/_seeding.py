@@ -16,7 +16,7 @@ from jaxgrad.clustering._distances import Rows, costs
 
 Seeding = Literal["random", "k-means++", "greedy-k-means++", "k-means||"]
 
-# Of k-means||: with five rounds of 2k draws its potential is that of k-means++ in the paper's table 2.
+# Of k-means||, as its authors recommend.
 ROUNDS = 5
 OVERSAMPLING = 2
 
@@ -40,7 +40,8 @@ def seed(
 
     A row's mass is what it pays for the nearest centroid so far times its weight, and a row is drawn with probability
     proportional to its mass. No row of weight 0 is chosen while there is another, nor a row that equals one chosen
-    before: its mass is exactly 0. Once no mass is left, rows of positive weight are drawn uniformly.
+    before: its mass is exactly 0 (with ``"k-means||"``, but for near ties between candidates). Once no mass is left,
+    rows of positive weight are drawn uniformly.
 
     Args:
       key: Decides the draws, the same whatever ``block`` is and however many shards there are, up to rounding.
@@ -340,21 +341,23 @@ def _parallel(
 
     def update(candidates: Array, offset: Array, mass: Array, nearest: Array) -> tuple[Array, Array]:
         def step(carry: tuple[Array, Array], start: Array | int, size: int) -> tuple[Array, Array]:
-            mass, nearest = carry
+            masses, labels = carry
             points, weight = rows.block(start, size)
             costs = _costs(points, lax.dynamic_slice_in_dim(norms, start, size), candidates, metric)
             # Of candidates nearer to each other than the expanded squares resolve, it may be the wrong one.
             label = jnp.argmin(costs, axis=0).astype(jnp.int32)
             cost = weight * _away(points, candidates[label], metric)
-            before, label_before = (lax.dynamic_slice_in_dim(each, start, size) for each in carry)
+            # From arrays that are not written to: XLA would copy the whole of them for every block.
+            before, label_before = (lax.dynamic_slice_in_dim(each, start, size) for each in (mass, nearest))
             after = jnp.minimum(before, cost)
             label = jnp.where(cost < before, offset + label, label_before)
             return (
-                lax.dynamic_update_slice_in_dim(mass, after, start, 0),
-                lax.dynamic_update_slice_in_dim(nearest, label, start, 0),
+                lax.dynamic_update_slice_in_dim(masses, after, start, 0),
+                lax.dynamic_update_slice_in_dim(labels, label, start, 0),
             )
 
-        return fold_blocks(step, (mass, nearest), rows.values.shape[0], block)
+        start = jnp.zeros_like(mass), jnp.zeros_like(nearest)
+        return fold_blocks(step, start, rows.values.shape[0], block)
 
     def round_(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         candidates, mass, nearest = carry

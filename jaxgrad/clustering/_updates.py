@@ -54,15 +54,33 @@ def sum_by_label(values: Float[Array, "m d"], labels: Int[Array, "lanes m"], k: 
     return multiply() if lanes > 1 else lax.platform_dependent(cpu=scatter, default=multiply)
 
 
-def means(sums: Array, counts: Array, centroids: Array, metric: str) -> Float[Array, "lanes k d"]:
+def means(
+    sums: Float[Array, "lanes k d"],
+    counts: Float[Array, "lanes k"],
+    centroids: Float[Array, "lanes k d"],
+    metric: str,
+    shift: Float[Array, " d"],
+) -> Float[Array, "lanes k d"]:
     """Compute the next centroids: weighted means, and for ``"cosine"`` their directions.
 
-    A centroid without rows, or whose rows cancel so that they have no direction, stays where it is.
+    Args:
+      sums: Of the centred rows, times their weights.
+      counts: Of the weights.
+      centroids: The ones before: without rows, or with rows that cancel, a centroid stays where it is.
+      metric: The metric. Static.
+      shift: What centring took away; a direction is that of the whole.
+
+    Returns:
+      The centroids, in the coordinates of the sums.
     """
-    if metric == "cosine":
-        counts = jnp.sqrt(jnp.sum(sums**2, axis=-1))
     present = counts > 0
-    return jnp.where(present[..., None], sums / jnp.where(present, counts, 1)[..., None], centroids)
+    mean = sums / jnp.where(present, counts, 1)[..., None]
+    if metric == "cosine":
+        whole = mean + shift[None, None]
+        length = jnp.sqrt(jnp.sum(whole**2, axis=-1))
+        present = present & (length > 0)
+        mean = whole / jnp.where(present, length, 1)[..., None] - shift[None, None]
+    return jnp.where(present[..., None], mean, centroids)
 
 
 def medians(

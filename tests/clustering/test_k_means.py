@@ -323,6 +323,16 @@ def test_a_row_without_direction_pays_one_under_cosine() -> None:
     np.testing.assert_allclose(np.linalg.norm(got.centroids, axis=1), 1, rtol=1e-6)
 
 
+def test_directions_close_to_one_another_keep_their_digits() -> None:
+    x = rows_of("digits")[:400] + np.float32(1e4)
+    got = k_means(jax.random.key(0), x, 5, metric="cosine")
+    assert got.converged
+    directions = x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    mine = [centre(directions[np.asarray(got.labels) == j], "cosine") for j in range(5)]
+    paid = 1 - np.sum(directions * np.stack(mine)[np.asarray(got.labels)], axis=1)
+    np.testing.assert_allclose(got.inertia, paid.sum(), rtol=1e-3)
+
+
 @pytest.mark.heavy
 def test_constant_features_do_not_hurt_an_estimated_covariance() -> None:
     x = rows_of("iris")
