@@ -263,6 +263,7 @@ def test_the_size_of_a_block_does_not_matter(chunk_size: int) -> None:
     np.testing.assert_array_equal(assign(want, x, chunk_size=chunk_size), want.labels)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("body")
 def test_stops_where_it_is_told_to() -> None:
     x = rows_of("breast cancer")
@@ -286,6 +287,7 @@ def test_one_cluster_is_the_mean() -> None:
     np.testing.assert_allclose(got.inertia, ((x - x.mean(axis=0)) ** 2).sum(), rtol=1e-5)
 
 
+@pytest.mark.heavy
 def test_as_many_clusters_as_rows_pay_nothing() -> None:
     x = rows_of("iris")[::10]
     x = x[np.unique(x, axis=0, return_index=True)[1]]

@@ -142,6 +142,7 @@ def test_clusters_without_rows_have_no_inertia():
     np.testing.assert_array_equal(clustering.cluster_inertia(x, centroids, jnp.full_like(labels, 9)), np.zeros(5))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["silhouette", "simplified", "inertia"])
 def test_gradient_equals_finite_differences(x64, kind):
     x, centroids, labels = (each[:20] for each in clustered())

@@ -101,6 +101,7 @@ def test_candidates_drawn_ahead_leave_the_same_potential(monkeypatch, method, tr
     assert distinct(draw(rows_of(np.repeat(x[:4], [60, 60, 60, 70], axis=0)))) == {4}
 
 
+@pytest.mark.heavy
 def test_greedy_beats_plain_and_both_beat_chance_and_parallel_is_within_a_tenth_of_greedy():
     rows = rows_of(blobs())
     chance, plain, greedy, parallel = (np.mean(potentials(placed(rows), many(rows, each))) for each in METHODS)

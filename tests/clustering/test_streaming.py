@@ -93,6 +93,7 @@ def test_covariance_of_passes_is_that_of_all_rows(blobs):
     np.testing.assert_allclose(got.inertia, want.inertia, rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_passes_over_a_memmap_and_a_generator_function_agree(blobs, tmp_path):
     np.save(tmp_path / "rows.npy", blobs)
     rows = np.load(tmp_path / "rows.npy", mmap_mode="r")

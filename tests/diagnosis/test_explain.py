@@ -49,7 +49,7 @@ def causes(report) -> list[str]:
     [
         ("healthy", "healthy", None),
         ("deep-sigmoid", "vanishing", "saturating-activation"),
-        ("exploding-residual", "exploding", "residual-scale"),
+        pytest.param("exploding-residual", "exploding", "residual-scale", marks=pytest.mark.heavy),
         ("rnn", "vanishing", "recurrence"),
     ],
 )
@@ -87,6 +87,7 @@ def test_unit_of_the_loss_changes_nothing(name, scale):
         assert other.log10_gain == pytest.approx(one.log10_gain, abs=1e-4)
 
 
+@pytest.mark.heavy
 def test_signal_below_the_range_of_float32_is_followed(batch):
     report = quick(loss_with(jax.nn.sigmoid), stack(60), *batch)
     assert report.verdict == "vanishing"
@@ -246,6 +247,7 @@ def test_singular_values_are_those_of_the_jacobian(batch):
     assert spectrum.sigma_max == pytest.approx(expected[:, 0].mean(), rel=1e-4)
 
 
+@pytest.mark.heavy
 def test_large_blocks_are_measured_without_forming_the_jacobian():
     kernel = 0.2 * jax.random.normal(KEYS[0], (3, 3, 4, 4))
 
@@ -307,7 +309,16 @@ def test_one_network_written_in_six_ways_has_one_diagnosis():
             assert other.log10_gain == pytest.approx(one.log10_gain, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["linen_resnet_train", "linen_transformer_pre", "linen_lstm", "linen_u_net"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linen_resnet_train",
+        *(
+            pytest.param(name, marks=pytest.mark.heavy)
+            for name in ("linen_transformer_pre", "linen_lstm", "linen_u_net")
+        ),
+    ],
+)
 def test_common_architectures_at_their_own_initialization_are_healthy(name):
     model = models.MODELS[name]()
     report = quick(model.loss_fn, model.params, *model.args, has_aux=model.has_aux, level="standard")

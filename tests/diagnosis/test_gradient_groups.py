@@ -71,6 +71,7 @@ def test_unit_signatures_do_not_depend_on_the_unit_of_the_loss(faulty, signature
     np.testing.assert_allclose(scaled.values, signatures.values, atol=1e-3)
 
 
+@pytest.mark.heavy
 def test_dead_saturated_and_healthy_units_are_told_apart(signatures):
     groups = group_by_gradient(jax.random.key(1), signatures, max_groups=4)
     dead = tuple(f"relu/kernel[{unit}]" for unit in DEAD)

@@ -17,7 +17,8 @@ from tests import models, networks
 pytestmark = pytest.mark.usefixtures("third_party_model")
 
 EXACT = [name for name in models.MODELS if name not in ("float16", "bfloat16", "mixed_precision")]
-EVERY = list(models.MODELS)
+LONG = ("linen_transformer_post", "linen_u_net")
+EVERY = [pytest.param(name, marks=pytest.mark.heavy) if name in LONG else name for name in models.MODELS]
 EAGER = ["linen_resnet_train", "linen_transformer_pre", "linen_lstm", "same_nnx_module", "same_equinox_module"]
 
 

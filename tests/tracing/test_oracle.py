@@ -20,8 +20,8 @@ from tests import networks
 
 pytestmark = pytest.mark.usefixtures("x64", "third_party_model")
 
-SEEDS = [*range(24), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1000, 1200))]
-EAGER = [*range(0, 24, 4), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1000, 1200, 2))]
+SEEDS = [*range(12), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1000, 1212))]
+EAGER = [*range(0, 12, 3), *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(1000, 1200, 2))]
 
 
 @functools.lru_cache(maxsize=4)
