@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -204,7 +205,7 @@ def _search_all(rows: Rows, centroids: Array, bounds: Bounds, largest: Array, pl
         new, cost = _bound(points, centroids, largest, plan)
         known = Bounds(*(lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(known, new, strict=True)))
         part = block_totals(points, weights, new.labels[None], cost[None], before[None], centroids.shape[0], plan)
-        return known, Totals(*(a + b for a, b in zip(total, part, strict=True)))
+        return known, jax.tree.map(jnp.add, total, part)
 
     # Labels are read from one array and written to another: XLA would copy the whole of a single one for every block.
     known = bounds._replace(labels=jnp.zeros_like(bounds.labels))

@@ -164,7 +164,7 @@ def k_means(
     if chunk_size is not None:
         check_count(name, "chunk_size", chunk_size, 1)
     covariance = check_metric(name, metric, covariance, num_features, x.dtype)
-    starts, seeding = _check_init(name, init, num_restarts, (num_clusters, num_features), x.dtype)
+    starts, seeding = check_init(name, init, num_restarts, (num_clusters, num_features), x.dtype)
     if seeding is not None:
         check_key(name, key)
     weights = check_weights(name, weights, x)
@@ -247,7 +247,7 @@ def assign(
     return _assign(given, x, covariance, metric=metric, block=block, layout=layout)
 
 
-def _check_init(
+def check_init(
     function: str, init: Any, num_restarts: int, shape: tuple[int, int], dtype: Any
 ) -> tuple[Array | None, str | None]:
     """Return the first centroids, one set a start, or how to choose them."""
@@ -319,7 +319,8 @@ def _fit_rows(
     limit = tol * mean_variance(rows, plan.block, plan.axes)
 
     fit = _run(key, rows, starts, limit, settings)
-    cost = total_cost(rows, fit.centroids, fit.labels, plan)
+    # With bounds the cost is that of differences already.
+    cost = fit.cost if settings.bounded else total_cost(rows, fit.centroids, fit.labels, plan)
     counts = psum(
         jnp.zeros((settings.num_clusters,), jnp.int32).at[fit.labels].add((mass > 0).astype(jnp.int32)), plan.axes
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -150,7 +151,7 @@ def assign_all(
         # From an array that is not written to: XLA would copy the whole of it for every block.
         old = lax.dynamic_slice_in_dim(before, start, size, axis=1)
         part = block_totals(points, weights, found.labels, found.first, old, k, plan)
-        return lax.dynamic_update_slice_in_dim(labels, found.labels, start, axis=1), _add(total, part)
+        return lax.dynamic_update_slice_in_dim(labels, found.labels, start, axis=1), jax.tree.map(jnp.add, total, part)
 
     start = jnp.zeros_like(before), no_totals(centroids)
     labels, total = fold_blocks(step, start, rows.values.shape[0], plan.block)
@@ -192,8 +193,3 @@ def move(
         of_rows = medians(rows, labels, total.counts, centroids, plan.block, plan.axes)
         return jnp.where(total.counts[..., None] > 0, of_rows, moved)
     return moved
-
-
-def _add(total: Totals, part: Totals) -> Totals:
-    """Add totals field by field."""
-    return Totals(*(a + b for a, b in zip(total, part, strict=True)))

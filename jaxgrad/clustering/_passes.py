@@ -18,7 +18,7 @@ from jaxgrad._rows import shards
 from jaxgrad.clustering._batches import BatchTotals, Moments, batch_moments, farthest, totals
 from jaxgrad.clustering._coordinates import Coordinates
 from jaxgrad.clustering._inputs import check_count, check_metric
-from jaxgrad.clustering._k_means import Metric, Seeding, _check_init, k_means
+from jaxgrad.clustering._k_means import Metric, Seeding, check_init, k_means
 from jaxgrad.clustering._source import Sample, Source, results
 
 
@@ -158,7 +158,7 @@ def k_means_stream(
         got = f"{seen.num_rows} rows of positive weight"
         raise ValueError(message(name, f"at least num_clusters={num_clusters} rows", got, "ask for fewer clusters"))
     covariance = check_metric(name, metric, covariance, num_features, source.dtype)
-    starts, _ = _check_init(name, init, 1, (num_clusters, num_features), source.dtype)
+    starts, _ = check_init(name, init, 1, (num_clusters, num_features), source.dtype)
     if starts is None:
         rows, weights = seen.sample
         starts = k_means(key, rows, num_clusters, metric=metric, init=init, weights=weights, covariance=covariance)[0][

@@ -32,7 +32,7 @@ from jaxgrad._rows import Shards, gather, over_shards, psum, shards
 from jaxgrad.clustering._batches import BatchTotals, batch_totals, rows_taken
 from jaxgrad.clustering._coordinates import Coordinates, backward, coordinates, forward, inertia, place
 from jaxgrad.clustering._inputs import block_size, check_count, check_metric
-from jaxgrad.clustering._k_means import Metric, Seeding, _check_init
+from jaxgrad.clustering._k_means import Metric, Seeding, check_init
 from jaxgrad.clustering._seeding import seed
 
 # The cost, and how many rows a centroid gets, are averages over about so many batches, ...
@@ -155,7 +155,7 @@ def k_means_init(
     num_rows, num_features = batch.shape
     check_count(name, "num_clusters", num_clusters, 1)
     covariance = check_metric(name, metric, covariance, num_features, batch.dtype)
-    starts, seeding = _check_init(name, init, 1, (num_clusters, num_features), batch.dtype)
+    starts, seeding = check_init(name, init, 1, (num_clusters, num_features), batch.dtype)
     if seeding is not None:
         check_key(name, key)
         check_count(name, "num_clusters", num_clusters, 1, num_rows, ", the number of rows in the first batch")
