@@ -2,7 +2,7 @@
 
 Data of several shapes, each with spectra of several kinds: variances that fall like a power, all equal ones, and a few
 large ones over noise. Float32, from arrays in memory to arrays in memory, input checks included. Each time is the
-median of interleaved runs in one process; slow peers run once. Errors are against the eigenvectors of the covariance in
+median of interleaved runs in one process; slow peers are timed once. Errors are against the eigenvectors of the covariance in
 double precision: the largest relative error of a variance, and the sine of the largest angle between the subspaces,
 which says little where variances are close, as in a flat spectrum. "best" is the fastest peer whose variances are right
 to 1e-4, or to ten times our error where that is more.
@@ -113,17 +113,16 @@ def errors(variances: Any, components: Any, truth: tuple[Any, Any]) -> tuple[flo
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median time of each in seconds."""
-    times: dict[str, list[float]] = {}
-    for name, run in runs.items():
-        if name.startswith("jaxgrad"):
-            run()  # compiles
-        begin = time.perf_counter()
-        run()
-        times[name] = [time.perf_counter() - begin]
-    for _ in range(repeats - 1):
+    """Return the median time of each in seconds.
+
+    Each runs twice in its turn and the second is timed: the threads of the one before go on spinning for up to a tenth
+    of a second, which costs whoever comes next half of its cores.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
         for name, run in runs.items():
-            if times[name][0] < SLOW:
+            if not times[name] or times[name][0] < SLOW:
+                run()
                 begin = time.perf_counter()
                 run()
                 times[name].append(time.perf_counter() - begin)

@@ -50,9 +50,7 @@ class CentredRows(NamedTuple):
     @property
     def block_size(self) -> int:
         """How many rows fit the cache beside what is made of them; more where there is a faster memory."""
-        num_rows, num_features = self.values.shape
-        size = min(max((1 << 22) // num_features, 512), 2048)
-        return min(num_rows, size if jax.default_backend() == "cpu" else 64 * size)
+        return block_size(*self.values.shape)
 
     def block(self, start: Array | int, size: int) -> tuple[Float[Array, "size d"], Float[Array, " size"] | None]:
         """Centre ``size`` rows from row ``start`` on, and return their weights with them."""
@@ -63,9 +61,22 @@ class CentredRows(NamedTuple):
         weights = lax.dynamic_slice_in_dim(self.weights, start, size)
         return jnp.where(weights[:, None] > 0, centred, 0), weights  # a row that takes no part may hold NaN
 
+    def columns(self, start: Array | int, size: int) -> Float[Array, "n size"]:
+        """Centre ``size`` columns from column ``start`` on, each row times the root of its weight."""
+        narrow = self._replace(
+            values=lax.dynamic_slice_in_dim(self.values, start, size, 1),
+            mean=lax.dynamic_slice_in_dim(self.mean, start, size),
+            low=lax.dynamic_slice_in_dim(self.low, start, size),
+        )
+        return narrow.whole()
+
     def whole(self) -> Float[Array, "n d"]:
         """Centre all rows of this shard, each times the root of its weight."""
-        centred, weights = self.block(0, self.values.shape[0])
+        return self.rooted(0, self.values.shape[0])
+
+    def rooted(self, start: Array | int, size: int) -> Float[Array, "size d"]:
+        """Centre ``size`` rows from row ``start`` on, each times the root of its weight."""
+        centred, weights = self.block(start, size)
         return centred if weights is None else centred * jnp.sqrt(weights)[:, None]
 
 
@@ -114,7 +125,7 @@ def scatter(rows: CentredRows, axes: tuple[str, ...] = ()) -> Float[Array, "d d"
       The scatter matrix, exactly symmetric, and the same on every shard.
     """
     num_rows, num_features = rows.values.shape
-    parts = 4 if num_features >= 128 else 1
+    parts = 4 if num_features >= 64 else 1
     edges = [num_features * part // parts for part in range(parts + 1)]
 
     def step(strips: list[Array], start: Array | int, size: int) -> list[Array]:
@@ -129,6 +140,12 @@ def scatter(rows: CentredRows, axes: tuple[str, ...] = ()) -> Float[Array, "d d"
     strips = psum(fold_blocks(step, strips, num_rows, rows.block_size), axes)
     above = jnp.concatenate([jnp.pad(strip, ((0, 0), (edges[i], 0))) for i, strip in enumerate(strips)])
     return jnp.triu(above) + jnp.triu(above, 1).T
+
+
+def block_size(length: int, width: int) -> int:
+    """Return into blocks of how many to cut ``length`` rows of this width."""
+    size = max((1 << 19) // width, 256)
+    return min(length, size if jax.default_backend() == "cpu" else 64 * size)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from jaxgrad._moments import CentredRows, Survey, survey
 from jaxgrad._rows import Shards, over_shards, shards
 from jaxgrad.decomposition._rank import check_num_components, settle
 from jaxgrad.decomposition._result import PCAResult, assemble
-from jaxgrad.decomposition._solvers import Plan, Spectrum, choose, spectrum
+from jaxgrad.decomposition._solvers import Plan, Spectrum, choose, passes_worth, spectrum
 
 Solver = Literal["auto", "covariance", "gram", "svd", "krylov"]
 
@@ -139,8 +139,10 @@ def pca(
     if solver == "auto":
         chosen = choose(num_rows, num_features, most, tol, float(jnp.finfo(x.dtype).eps))
     decompose = partial(_decompose, x, weights, seen, seed, layout=layout)
-    found = decompose(plan=Plan(chosen, most, tol))
-    if solver == "auto" and chosen == "krylov" and concrete and not float(found.error) <= tol:
+    second = solver == "auto" and chosen == "krylov" and concrete
+    budget = passes_worth(num_rows, num_features, most) if second else None
+    found = decompose(plan=Plan(chosen, most, tol, budget))
+    if second and not float(found.error) <= tol:
         found = decompose(plan=Plan("gram" if num_rows < num_features else "covariance", most, tol))
     if not isinstance(wanted, int):
         found = settle(found, wanted, float(seen.count))

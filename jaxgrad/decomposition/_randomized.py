@@ -1,22 +1,25 @@
 """Leading components from block Krylov spaces, for data whose scatter matrix is too large to form.
 
-The centred rows are made a block at a time and used twice, as in ``rows.T @ (rows @ v)``: nothing of their size is
-kept, and no product of uncentred data is corrected afterwards, which an offset would ruin in float32.
+The iteration runs on the smaller side: vectors have an entry a feature, or where rows are fewer, an entry a row. The
+centred data are made a block at a time and used twice, as in ``(v @ block.T) @ block``: nothing of their size is kept,
+and no product of uncentred data is corrected afterwards, which an offset would ruin in float32.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, UInt32
 
-from jaxgrad._moments import CentredRows
+from jaxgrad._moments import CentredRows, block_size
 from jaxgrad._rows import fold_blocks, psum
 
-STEPS = 5  # passes over the rows from one look at the error to the next
-MAX_CYCLES = 10
+FIRST, STEPS = 6, 3  # passes over the data before the first look at the error, and from one to the next
+MAX_PASSES = 50
+Carry = TypeVar("Carry")
 
 
 class Krylov(NamedTuple):
@@ -40,22 +43,27 @@ class Ritz(NamedTuple):
     """Where the iteration stands.
 
     Attributes:
-      vectors: Shape (p, d); approximate eigenvectors in rows, best first. Rows not found yet are zero.
-      images: Shape (p, d); the scatter matrix times each.
+      vectors: Shape (p, m); approximate eigenvectors in rows, best first. Rows not found yet are zero.
+      images: Shape (p, m); the matrix times each.
       values: Shape (p,); approximate eigenvalues.
       residuals: Shape (p,); norms of ``images - values * vectors``.
-      block: Shape (b, d); the next rows of the basis, orthonormal to the vectors.
+      block: Shape (b, m); the next rows of the basis, orthonormal to the vectors.
     """
 
-    vectors: Float[Array, "p d"]
-    images: Float[Array, "p d"]
+    vectors: Float[Array, "p m"]
+    images: Float[Array, "p m"]
     values: Float[Array, " p"]
     residuals: Float[Array, " p"]
-    block: Float[Array, "b d"]
+    block: Float[Array, "b m"]
 
 
 def block_krylov(
-    rows: CentredRows, num_components: int, seed: UInt32[Array, ""], tol: float, axes: tuple[str, ...] = ()
+    rows: CentredRows,
+    num_components: int,
+    seed: UInt32[Array, ""],
+    tol: float,
+    budget: int | None = None,
+    axes: tuple[str, ...] = (),
 ) -> Krylov:
     """Iterate until the leading eigenpairs of the scatter matrix are as right as wanted.
 
@@ -68,59 +76,79 @@ def block_krylov(
       num_components: How many pairs are wanted.
       seed: Where the signs of the first block come from.
       tol: The error to reach, as in ``Krylov``.
+      budget: After how many passes another solver would have been faster: it is given up where the error falls too
+        slowly for them to suffice. ``None``: never before ``MAX_PASSES``.
       axes: The axes of the mesh the rows are sharded over.
 
     Returns:
-      The pairs reached when the error was small enough, or after ``MAX_CYCLES`` cycles.
+      The pairs reached when the error was small enough, or when it was given up.
     """
-    num_features = rows.values.shape[1]
-    width, kept, steps = shape_of_basis(num_components, num_features)
-    start, total = _sketch(rows, width, seed, axes)
-    nothing = jnp.zeros((kept, num_features), start.dtype)
+    by_row = on_rows(rows.values.shape, axes)
+    size = rows.values.shape[0 if by_row else 1]
+    width, kept, first = shape_of_basis(num_components, size)
+    start, total = _sketch(rows, by_row, width, seed, axes)
     unknown = jnp.full((kept,), jnp.inf, start.dtype)
+    nothing = jnp.zeros((kept, size), start.dtype)
     ritz = Ritz(nothing, nothing, jnp.zeros_like(unknown), unknown, orthonormal_rows(start, None))
 
-    def error(ritz: Ritz) -> Array:
-        values, residuals = ritz.values[:num_components], ritz.residuals[:num_components]
+    def error(values: Array, residuals: Array) -> Array:
+        values, residuals = values[:num_components], residuals[:num_components]
         largest = jnp.where(values[0] > 0, values[0], 1)
         own = jnp.where(values > 0, values, largest)
         rounding = residuals <= 16 * jnp.finfo(values.dtype).eps * largest
         return jnp.max(jnp.maximum(residuals / largest, jnp.where(rounding, 0, (residuals / own) ** 2)))
 
-    def unfinished(carry: tuple[Array, Ritz]) -> Array:
-        return (carry[0] < MAX_CYCLES) & ~(error(carry[1]) <= tol)
+    def unfinished(carry: tuple[Array, Array, Array, Ritz]) -> Array:
+        passes, rate, now, _ = carry
+        if budget is None:
+            worth = passes < MAX_PASSES
+        else:
+            left = jnp.maximum(budget - passes, 0).astype(now.dtype)
+            worth = (passes == 0) | (now * rate**left <= tol / 10)  # it falls fastest in the beginning
+        return worth & ~(now <= tol)
 
-    def cycle(carry: tuple[Array, Ritz]) -> tuple[Array, Ritz]:
-        step, ritz = carry
-        room = ((0, steps * width), (0, 0))
+    def cycle(carry: tuple[Array, Array, Array, Ritz]) -> tuple[Array, Array, Array, Ritz]:
+        passes, _, before, ritz = carry
+        room = ((0, first * width), (0, 0))
 
         def extend(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             basis, images, block = carry
-            image = _apply(rows, block, axes)
+            image = _apply(rows, by_row, block, axes)
             basis = lax.dynamic_update_slice_in_dim(basis, block, kept + i * width, 0)
             images = lax.dynamic_update_slice_in_dim(images, image, kept + i * width, 0)
-            return basis, images, orthonormal_rows(image, basis) if width < num_features else block
+            return basis, images, orthonormal_rows(image, basis) if width < size else block
 
         basis = (jnp.pad(ritz.vectors, room), jnp.pad(ritz.images, room), ritz.block)
+        steps = jnp.where(passes > 0, min(first, STEPS), first)
         basis, images, block = lax.fori_loop(0, steps, extend, basis)
-        return step + 1, _rayleigh_ritz(basis, images, block, kept)
+        ritz = _rayleigh_ritz(basis, images, block, kept)
+        now = error(ritz.values, ritz.residuals)
+        return passes + steps, (now / before) ** (1 / steps.astype(now.dtype)), now, ritz
 
-    _, ritz = lax.while_loop(unfinished, cycle, (jnp.zeros((), jnp.int32), ritz))
-    values = jnp.maximum(ritz.values[:num_components], 0)
-    return Krylov(values, ritz.vectors[:num_components], total, error(ritz))
+    one = jnp.ones((), start.dtype)
+    *_, reached, ritz = lax.while_loop(unfinished, cycle, (jnp.zeros((), jnp.int32), one, one, ritz))
+    values, vectors = jnp.maximum(ritz.values[:num_components], 0), ritz.vectors[:num_components]
+    if by_row:
+        vectors = _onto_features(rows, vectors)
+    return Krylov(values, vectors, total, reached)
 
 
-def shape_of_basis(num_components: int, num_features: int) -> tuple[int, int, int]:
-    """Return the width of a block, how many vectors a cycle starts from, and how many blocks it adds."""
+def on_rows(shape: tuple[int, ...], axes: tuple[str, ...]) -> bool:
+    """Return whether vectors have an entry a row: where rows are fewer, and all here."""
+    return shape[0] < shape[1] and not axes
+
+
+def shape_of_basis(num_components: int, size: int) -> tuple[int, int, int]:
+    """Return the width of a block, how many vectors a cycle starts from, and how many blocks the first one adds."""
     width = -(-(num_components + 4) // 8) * 8
-    blocks = num_features // width - 1  # one is left for the next
+    blocks = size // width - 1  # one is left for the next
     if blocks < 2:
-        return num_features, num_features, 1  # the whole space: one cycle is exact
-    steps = min(STEPS, blocks - 1)
-    return width, width * min(max(160 // width, 2), blocks - steps), steps
+        return size, size, 1  # the whole space: one cycle is exact
+    first = min(FIRST, blocks - 1)
+    return width, width * min(max(160 // width, 3), blocks - first), first
 
 
-def orthonormal_rows(y: Float[Array, "b d"], basis: Float[Array, "m d"] | None) -> Float[Array, "b d"]:
+def orthonormal_rows(y: Float[Array, "b m"], basis: Float[Array, "p m"] | None) -> Float[Array, "b m"]:
     """Make rows orthonormal, to each other and to a basis that is.
 
     Cholesky factors of Gram matrices, the first of them shifted, do it in matrix products. Where rows are dependent
@@ -133,14 +161,14 @@ def orthonormal_rows(y: Float[Array, "b d"], basis: Float[Array, "m d"] | None) 
     eps = jnp.finfo(y.dtype).eps
     largest = jnp.max(jnp.abs(y), axis=1, keepdims=True)
     y = y / jnp.where(largest > 0, largest, 1)
-    fast = _leave(y, basis)
-    norms = jnp.sqrt(jnp.sum(fast**2, axis=1, keepdims=True))
-    fast = fast / jnp.where(norms > 0, norms, 1)
+    fast = y
     identity = jnp.eye(y.shape[0], dtype=y.dtype)
-    for shift in (8 * y.shape[0] * eps, 0.0, 0.0):
-        factor = jnp.linalg.cholesky(_gram(fast, fast) + shift * identity)
-        fast = lax.linalg.triangular_solve(factor, fast, left_side=True, lower=True)
-        fast = _leave(fast, basis) if shift else fast
+    for turn, shift in enumerate((8 * y.shape[0] * eps, 0.0, 0.0)):
+        if basis is not None and turn < 2:
+            fast = fast - _dot(_gram(fast, basis), basis)
+        norms = jnp.sqrt(jnp.sum(fast**2, axis=1, keepdims=True))
+        fast = fast / jnp.where(norms > 0, norms, 1)
+        fast = _dot(_inverse(jnp.linalg.cholesky(_gram(fast, fast) + shift * identity)), fast)
     defect = jnp.max(jnp.abs(_gram(fast, fast) - identity))
     if basis is not None:
         defect = jnp.maximum(defect, jnp.max(jnp.abs(_gram(fast, basis))))
@@ -172,37 +200,52 @@ def signs(rows: Array, columns: Array, seed: Array, dtype: jnp.dtype) -> Float[A
     return 1 - 2 * (mixed >> 31).astype(dtype)
 
 
-def _sketch(rows: CentredRows, width: int, seed: Array, axes: tuple[str, ...]) -> tuple[Array, Array]:
-    """Add the rows up with random signs, which is half a step ahead of random vectors; and their squares."""
-    num_rows, num_features = rows.values.shape
+def _fold(rows: CentredRows, by_row: bool, step: Callable[[Carry, Array, Array], Carry], carry: Carry) -> Carry:
+    """Pass over the data, ``carry = step(carry, block, start)``, in blocks of columns or of rows."""
+    length, width = rows.values.shape[::-1] if by_row else rows.values.shape
+
+    def visit(carry: Carry, start: Array | int, size: int) -> Carry:
+        block = rows.columns(start, size) if by_row else rows.rooted(start, size)
+        return step(carry, block, jnp.asarray(start))
+
+    return fold_blocks(visit, carry, length, block_size(length, width))
+
+
+def _sketch(
+    rows: CentredRows, by_row: bool, width: int, seed: Array, axes: tuple[str, ...]
+) -> tuple[Float[Array, "b m"], Float[Array, ""]]:
+    """Add the data up with random signs, which is half a step ahead of random vectors; and their squares."""
     dtype = rows.values.dtype
-    first = lax.axis_index(axes).astype(jnp.uint32) * num_rows if axes else jnp.uint32(0)
+    first = lax.axis_index(axes).astype(jnp.uint32) * rows.values.shape[0] if axes else jnp.uint32(0)
 
-    def step(carry: tuple[Array, Array], begin: Array | int, size: int) -> tuple[Array, Array]:
+    def step(carry: tuple[Array, Array], block: Array, start: Array) -> tuple[Array, Array]:
         sums, total = carry
-        centred, weights = rows.block(begin, size)
-        if weights is not None:
-            centred = centred * jnp.sqrt(weights)[:, None]
-        numbers = first + jnp.asarray(begin).astype(jnp.uint32) + jnp.arange(size, dtype=jnp.uint32)
+        numbers = first + start.astype(jnp.uint32) + jnp.arange(block.shape[1 if by_row else 0], dtype=jnp.uint32)
         mixed = signs(numbers, jnp.arange(width, dtype=jnp.uint32), seed, dtype)
-        return sums + jnp.dot(mixed, centred, precision=lax.Precision.HIGHEST), total + jnp.sum(centred**2)
+        return sums + _along(mixed, block, 1 if by_row else 0), total + jnp.sum(block**2)
 
-    carry = (jnp.zeros((width, num_features), dtype), jnp.zeros((), dtype))
-    return psum(fold_blocks(step, carry, num_rows, rows.block_size), axes)
+    carry = (jnp.zeros((width, rows.values.shape[0 if by_row else 1]), dtype), jnp.zeros((), dtype))
+    return psum(_fold(rows, by_row, step, carry), axes)
 
 
-def _apply(rows: CentredRows, vectors: Float[Array, "b d"], axes: tuple[str, ...]) -> Float[Array, "b d"]:
-    """Multiply the scatter matrix, which is not formed, by vectors in rows."""
-    columns = vectors.T
+def _apply(rows: CentredRows, by_row: bool, vectors: Float[Array, "b m"], axes: tuple[str, ...]) -> Float[Array, "b m"]:
+    """Multiply the matrix, which is not formed, by vectors in rows."""
+    own, other = (0, 1) if by_row else (1, 0)
 
-    def step(images: Array, start: Array | int, size: int) -> Array:
-        centred, weights = rows.block(start, size)
-        projected = jnp.dot(centred, columns, precision=lax.Precision.HIGHEST)
-        if weights is not None:
-            projected = projected * weights[:, None]
-        return images + lax.dot_general(projected, centred, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+    def step(images: Array, block: Array, start: Array) -> Array:
+        return images + _along(_along(vectors, block, own), block, other)
 
-    return psum(fold_blocks(step, jnp.zeros_like(vectors), rows.values.shape[0], rows.block_size), axes)
+    return psum(_fold(rows, by_row, step, jnp.zeros_like(vectors)), axes)
+
+
+def _onto_features(rows: CentredRows, vectors: Float[Array, "k n"]) -> Float[Array, "k d"]:
+    """Turn eigenvectors with an entry a row into those with an entry a feature."""
+
+    def step(found: Array, block: Array, start: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(found, _along(vectors, block, 0), start, 1)
+
+    found = _fold(rows, True, step, jnp.zeros((vectors.shape[0], rows.values.shape[1]), vectors.dtype))
+    return orthonormal_rows(found, None)
 
 
 def _rayleigh_ritz(basis: Array, images: Array, block: Array, kept: int) -> Ritz:
@@ -212,16 +255,31 @@ def _rayleigh_ritz(basis: Array, images: Array, block: Array, kept: int) -> Ritz
     last = jnp.where(missing, -1 - jnp.max(jnp.diagonal(projected)), 0)
     values, turn = jnp.linalg.eigh((projected + projected.T) / 2 + jnp.diag(last))
     values, turn = values[::-1][:kept], turn[:, ::-1][:, :kept].T
-    vectors = jnp.dot(turn, basis, precision=lax.Precision.HIGHEST)
-    images = jnp.dot(turn, images, precision=lax.Precision.HIGHEST)
+    vectors = _dot(turn, basis)
+    images = _dot(turn, images)
     residuals = jnp.sqrt(jnp.sum((images - values[:, None] * vectors) ** 2, axis=1))
     return Ritz(vectors, images, values, residuals, block)
 
 
-def _gram(a: Array, b: Array) -> Array:
-    return jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
+def _along(vectors: Array, block: Array, axis: int) -> Array:
+    """Multiply vectors in rows by a block along one of its axes."""
+    return lax.dot_general(vectors, block, (((1,), (axis,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def _leave(y: Array, basis: Array | None) -> Array:
-    """Take the part in the span of a basis away."""
-    return y if basis is None else y - jnp.dot(_gram(y, basis), basis, precision=lax.Precision.HIGHEST)
+def _dot(a: Array, b: Array) -> Array:
+    return _along(a, b, 0)
+
+
+def _gram(a: Float[Array, "a m"], b: Float[Array, "b m"]) -> Float[Array, "a b"]:
+    return _along(a, b, 1)
+
+
+def _inverse(lower: Float[Array, "b b"]) -> Float[Array, "b b"]:
+    """Invert a triangular matrix by its halves: threads of the BLAS would spin on and take the cores from what follows."""
+    size = lower.shape[0]
+    if size <= 32:
+        return lax.linalg.triangular_solve(lower, jnp.eye(size, dtype=lower.dtype), left_side=True, lower=True)
+    half = size // 2
+    first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    below = -_dot(_dot(last, lower[half:, :half]), first)
+    return jnp.block([[first, jnp.zeros_like(below.T)], [below, last]])

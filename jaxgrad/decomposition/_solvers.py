@@ -23,12 +23,14 @@ class Plan(NamedTuple):
       solver: ``"covariance"``, ``"gram"``, ``"svd"`` or ``"krylov"``.
       num_components: How many eigenpairs are wanted.
       tol: The error to reach, for ``"krylov"``.
+      budget: How many passes ``"krylov"`` may take where a dense solver can follow; ``None`` where none can.
       axes: The axes of the mesh that the rows are sharded over.
     """
 
     solver: str
     num_components: int
     tol: float
+    budget: int | None = None
     axes: tuple[str, ...] = ()
 
 
@@ -63,9 +65,16 @@ def choose(num_rows: int, num_features: int, num_components: int, tol: float, ep
     if tol < 16 * eps:
         return "svd"
     smaller = min(num_rows, num_features)
-    if smaller >= 1024 and 16 * shape_of_basis(num_components, num_features)[0] <= smaller:
+    if smaller >= 1024 and 16 * shape_of_basis(num_components, smaller)[0] <= smaller:
         return "krylov"
     return "gram" if num_rows < num_features else "covariance"
+
+
+def passes_worth(num_rows: int, num_features: int, num_components: int) -> int:
+    """Return how many passes of ``"krylov"`` take as long as a dense solver, from counts of what each multiplies."""
+    smaller, larger = sorted((num_rows, num_features))
+    dense = 1.4 * larger * smaller**2 + 9 * smaller**3
+    return int(dense / (6.4 * larger * smaller * shape_of_basis(num_components, smaller)[0]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -82,7 +91,7 @@ def spectrum(plan: Plan, rows: CentredRows, seed: UInt32[Array, ""]) -> Spectrum
       into each other: finite everywhere.
     """
     if plan.solver == "krylov":
-        found = block_krylov(rows, plan.num_components, seed, plan.tol, plan.axes)
+        found = block_krylov(rows, plan.num_components, seed, plan.tol, plan.budget, plan.axes)
         rest = jnp.maximum(found.total - jnp.sum(found.values), 0)
         return Spectrum(found.values, found.vectors, found.total, rest, found.error)
     solve = {"covariance": _by_covariance, "gram": _by_gram, "svd": _by_svd}[plan.solver]
