@@ -2,10 +2,10 @@
 
 Data of several shapes, each with spectra of several kinds: variances that fall like a power, all equal ones, and a few
 large ones over noise. Float32, from arrays in memory to arrays in memory, input checks included. Each time is the
-median of interleaved runs in one process; slow peers are timed once. Errors are against the eigenvectors of the covariance in
-double precision: the largest relative error of a variance, and the sine of the largest angle between the subspaces,
-which says little where variances are close, as in a flat spectrum. "best" is the fastest peer whose variances are right
-to 1e-4, or to ten times our error where that is more.
+median of interleaved runs in one process; slow peers are timed once. Errors are against the eigenvectors of the
+covariance in double precision: the largest relative error of a variance, and the sine of the largest angle between the
+subspaces, which says little where variances are close, as in a flat spectrum. "best" is the fastest peer whose
+variances are right to 1e-4, or to ten times our error where that is more.
 
 Run: python benchmarks/pca.py [--quick] [--only NAME]
 """

@@ -11,14 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrad._rows import fold_blocks, psum
 from jaxgrad.clustering._distances import Rows, costs, nearest, own_costs
-from jaxgrad.clustering._lloyd import Fit, Plan, block_totals, move, no_totals
+from jaxgrad.clustering._lloyd import Fit, Plan, assign_all, block_totals, move, no_totals
 from jaxgrad.clustering._updates import Totals, sum_by_label
 
-# Rows in doubt are gathered and searched on their own, so many at a time, at this price beside rows in their order.
+# Rows in doubt are gathered and searched on their own, so many at a time.
 _GATHERED = 2048
-_GATHERING = 1.7
 # The share of the centroids, the fastest ones, that may be looked at on their own: one in so many.
 _PART = 8
+# Where bounds did not help they are left alone for a while, twice as long each time, up to so many steps.
+_LONGEST_PAUSE = 8
 
 
 class Bounds(NamedTuple):
@@ -41,6 +42,9 @@ class State(NamedTuple):
     Attributes:
       centroids: Shape (k, d).
       bounds: For the centroids before these.
+      known: Shape (); whether they hold; if not, only the labels do.
+      wait: Shape (); for how many steps rows will be searched without asking for bounds.
+      pause: Shape (); for how many that was so when bounds last did not help, 0 if they did.
       moved: Shape (k,); how far these have come from there.
       half_way: Shape (k,); half the distance from each to the nearest other one: a row nearer than that is its own.
       total: The totals of this device's rows alone, by the labels in ``bounds``, each with one lane.
@@ -51,6 +55,9 @@ class State(NamedTuple):
 
     centroids: Float[Array, "k d"]
     bounds: Bounds
+    known: Bool[Array, ""]
+    wait: Int[Array, ""]
+    pause: Int[Array, ""]
     moved: Float[Array, " k"]
     half_way: Float[Array, " k"]
     total: Totals
@@ -75,10 +82,14 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
     unknown = Bounds(jnp.zeros((n,), jnp.int32), jnp.full((n,), jnp.inf, start.dtype), jnp.zeros((n,), start.dtype))
     zero = jnp.zeros((), jnp.int32)
     still = jnp.zeros_like(start[:, 0])
-    first = State(start, unknown, still, still, no_totals(start[None]), zero, zero > 0, zero > 0)
+    # The first step moves the centroids so far that bounds from before it would help nothing.
+    first = State(
+        start, unknown, zero > 0, zero + 1, zero, still, still, no_totals(start[None]), zero, zero > 0, zero > 0
+    )
 
     def step(state: State) -> State:
-        bounds, own = search(rows, state, plan)
+        found = search(rows, state, plan)
+        bounds, own = found.bounds, found.total
         total = psum(own, plan.axes)
         last = state.settled | (state.num_steps >= plan.max_steps)
         same = ~last & (total.changed[0] == 0) & (state.num_steps > 0)
@@ -90,7 +101,9 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
         settled = jnp.where(done, state.settled | same, jnp.sum(squares) <= limit)
         moved = jnp.sqrt(squares) * (1 + 1e-6)
         # Here and not where it is used: there XLA would compute it anew for every row.
-        return State(centroids, bounds, moved, spacing(centroids, plan), own, num_steps, settled, done)
+        half_way = spacing(centroids, plan)
+        known, wait, pause = found.known, found.wait, found.pause
+        return State(centroids, bounds, known, wait, pause, moved, half_way, own, num_steps, settled, done)
 
     state = lax.while_loop(lambda state: ~state.done, step, first)
     cost = total_cost(rows, state.centroids, state.bounds.labels, plan)
@@ -113,10 +126,8 @@ def spacing(centroids: Float[Array, "k d"], plan: Plan) -> Float[Array, " k"]:
     return 0.5 * jnp.sqrt(jnp.maximum(jnp.min(apart, axis=1) - noise, 0))
 
 
-def search(rows: Rows, state: State, plan: Plan) -> tuple[Bounds, Totals]:
+def search(rows: Rows, state: State, plan: Plan) -> State:
     """Label the rows anew: all of them in one pass, or, where few are in doubt, only those.
-
-    Where it is only the fastest centroids that leave rows in doubt, the distances to these are computed first.
 
     Args:
       rows: The data.
@@ -124,37 +135,64 @@ def search(rows: Rows, state: State, plan: Plan) -> tuple[Bounds, Totals]:
       plan: What is fixed. Static.
 
     Returns:
-      The bounds with the new labels, and their totals, of this device's rows alone.
+      The state with the new labels, their totals, what is now known, and for how long to go without bounds.
+    """
+    n = state.bounds.labels.size
+    largest = jnp.max(jnp.sum(state.centroids**2, axis=1))
+    unknown = state.bounds, jnp.zeros((n,), bool), jnp.full((), n, jnp.int32)
+    bounds, doubtful, num_doubtful = lax.cond(state.known, lambda: _doubts(rows, state, largest, plan), lambda: unknown)
+    few = state.known & (_passes(num_doubtful, n, state.centroids) <= 1)
+    pause = jnp.where(few, 0, jnp.where(state.known, jnp.clip(2 * state.pause, 1, _LONGEST_PAUSE), state.pause))
+    wait = jnp.where(few, 0, jnp.where(state.known, pause, state.wait))
+    without = wait > 0
+
+    def plain() -> tuple[Bounds, Totals]:
+        labels, total = assign_all(rows, state.centroids[None], bounds.labels[None], plan)
+        return bounds._replace(labels=labels[0]), total
+
+    bounds, total = lax.switch(
+        jnp.where(few, 0, jnp.where(without, 1, 2)),
+        (
+            lambda: _search_some(rows, state.centroids, bounds, state.total, largest, doubtful, num_doubtful, plan),
+            plain,
+            lambda: _search_all(rows, state.centroids, bounds, largest, plan),
+        ),
+    )
+    return state._replace(bounds=bounds, known=~without, wait=jnp.maximum(wait - 1, 0), pause=pause, total=total)
+
+
+def _passes(num_gathered: Array, n: int, centroids: Array) -> Array:
+    """Say how many passes over all rows, in their order and without bounds, cost as much as these in doubt."""
+    price = min(1.7 + 3000 / centroids.size, 3.0)  # measured; a gathered row costs more where its search costs little
+    return num_gathered.astype(jnp.float32) * (price / n)
+
+
+def _doubts(rows: Rows, state: State, largest: Array, plan: Plan) -> tuple[Bounds, Bool[Array, " n"], Int[Array, ""]]:
+    """Tell which rows may have another label now, and how many.
+
+    Where it is only the fastest centroids that leave rows in doubt, the distances to these are computed first.
     """
     n, k = state.bounds.labels.size, state.moved.size
-    largest = jnp.max(jnp.sum(state.centroids**2, axis=1))
     half_way = state.half_way.at[state.bounds.labels].get(mode="promise_in_bounds")
 
     def doubts(bounds: Bounds) -> Bool[Array, " n"]:
         return (bounds.upper >= jnp.maximum(bounds.lower, half_way)) & (rows.weights > 0)
 
-    def passes(num_gathered: Array) -> Array:
-        """Say how many passes over all rows cost as much."""
-        return num_gathered.astype(largest.dtype) * (_GATHERING / n)
+    def count(bounds: Bounds) -> Int[Array, ""]:
+        return jnp.sum(doubts(bounds), dtype=jnp.int32)
 
     bounds = follow(state.bounds, state.moved)
-    num_doubtful = jnp.sum(doubts(bounds), dtype=jnp.int32)
     if k >= 2 * _PART:
         speeds, fast = lax.top_k(state.moved, k // _PART + 1)
         hopeful = bounds._replace(lower=state.bounds.lower - speeds[-1])
         # Of what is in doubt even if no fast centroid is near, their distances will settle some.
-        left = 0.6 * passes(jnp.sum(doubts(hopeful), dtype=jnp.int32))
+        left = 0.6 * _passes(count(hopeful), n, state.centroids)
         bounds = lax.cond(
-            left + 1.5 / _PART < jnp.minimum(passes(num_doubtful), 1),
+            left + 1.5 / _PART < jnp.minimum(_passes(count(bounds), n, state.centroids), 1),
             lambda: _look_at(rows, state.centroids, fast[:-1].astype(jnp.int32), hopeful, largest, plan),
             lambda: bounds,
         )
-        num_doubtful = jnp.sum(doubts(bounds), dtype=jnp.int32)
-    return lax.cond(
-        passes(num_doubtful) > 1,
-        lambda: _search_all(rows, state.centroids, bounds, largest, plan),
-        lambda: _search_some(rows, state.centroids, bounds, state.total, largest, doubts(bounds), num_doubtful, plan),
-    )
+    return bounds, doubts(bounds), count(bounds)
 
 
 def _look_at(

@@ -29,6 +29,8 @@ SEEDINGS = ("random", "k-means++", "greedy-k-means++", "k-means||")
 
 # n × k × d of one pass up to which starts go side by side, and searching every row costs less than bounds do.
 _SMALL = 1 << 22
+# In so few steps bounds cannot gain what it takes to find them.
+_FEW_STEPS = 3
 _LANES = 10
 
 
@@ -187,7 +189,7 @@ def k_means(
         seeding=seeding,
         num_restarts=num_restarts,
         num_lanes=min(num_restarts, _LANES) if small else 1,
-        bounded=not small and metric != "manhattan" and num_clusters > 1,
+        bounded=not small and metric != "manhattan" and num_clusters > 1 and max_steps > _FEW_STEPS,
         plan=plan,
     )
     tol = jnp.asarray(tol, x.dtype)

@@ -94,7 +94,8 @@ def lloyd(
 
     def step(carry: tuple[Lanes, Fit]) -> tuple[Lanes, Fit]:
         lanes, best = carry
-        labels, total = assign_all(rows, lanes.centroids, lanes.labels, plan)
+        labels, own = assign_all(rows, lanes.centroids, lanes.labels, plan)
+        total = psum(own, plan.axes)
         # A start ends with the labels of the centroids it holds: one more assignment follows the last step.
         last = lanes.settled | (lanes.num_steps >= plan.max_steps)
         same = ~last & (total.changed == 0) & (lanes.num_steps > 0)
@@ -140,7 +141,7 @@ def assign_all(
       plan: What is fixed. Static.
 
     Returns:
-      The labels, and the totals of all shards.
+      The labels, and the totals of this device's rows alone.
     """
     k = centroids.shape[1]
 
@@ -154,8 +155,7 @@ def assign_all(
         return lax.dynamic_update_slice_in_dim(labels, found.labels, start, axis=1), jax.tree.map(jnp.add, total, part)
 
     start = jnp.zeros_like(before), no_totals(centroids)
-    labels, total = fold_blocks(step, start, rows.values.shape[0], plan.block)
-    return labels, psum(total, plan.axes)
+    return fold_blocks(step, start, rows.values.shape[0], plan.block)
 
 
 def no_totals(centroids: Float[Array, "lanes k d"]) -> Totals:

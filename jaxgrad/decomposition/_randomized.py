@@ -275,9 +275,9 @@ def _gram(a: Float[Array, "a m"], b: Float[Array, "b m"]) -> Float[Array, "a b"]
 
 
 def _inverse(lower: Float[Array, "b b"]) -> Float[Array, "b b"]:
-    """Invert a triangular matrix by its halves: threads of the BLAS would spin on and take the cores from what follows."""
+    """Invert a triangular matrix by its halves."""
     size = lower.shape[0]
-    if size <= 32:
+    if size <= 32:  # larger ones OpenBLAS would share among threads, which then spin on and take cores from XLA's
         return lax.linalg.triangular_solve(lower, jnp.eye(size, dtype=lower.dtype), left_side=True, lower=True)
     half = size // 2
     first, last = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
