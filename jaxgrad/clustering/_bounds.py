@@ -142,8 +142,9 @@ def search(rows: Rows, state: State, plan: Plan) -> State:
     unknown = state.bounds, jnp.zeros((n,), bool), jnp.full((), n, jnp.int32)
     bounds, doubtful, num_doubtful = lax.cond(state.known, lambda: _doubts(rows, state, largest, plan), lambda: unknown)
     few = state.known & (_passes(num_doubtful, n, state.centroids) <= 1)
-    pause = jnp.where(few, 0, jnp.where(state.known, jnp.clip(2 * state.pause, 1, _LONGEST_PAUSE), state.pause))
-    wait = jnp.where(few, 0, jnp.where(state.known, pause, state.wait))
+    failed = state.known & ~few
+    pause = jnp.where(failed, jnp.clip(2 * state.pause, 1, _LONGEST_PAUSE), jnp.where(few, 0, state.pause))
+    wait = jnp.where(failed, pause, state.wait)
     without = wait > 0
 
     def plain() -> tuple[Bounds, Totals]:

@@ -122,6 +122,18 @@ def test_bounds_give_the_labels_of_a_search_of_every_row(metric: str, monkeypatc
     assert plain.num_steps == bounded.num_steps
 
 
+def test_bounds_that_fail_and_are_tried_again_change_no_label(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(6).random((4000, 5))
+    results = []
+    for small in (1 << 62, 0):
+        monkeypatch.setattr(implementation, "_SMALL", small)
+        results.append(k_means(None, x, 24, init=some_rows(x, 24), max_steps=60, tol=0))
+    plain, bounded = results
+    np.testing.assert_array_equal(plain.labels, bounded.labels)
+    np.testing.assert_allclose(bounded.centroids, plain.centroids, rtol=1e-12)
+    assert plain.num_steps == bounded.num_steps
+
+
 def definition(x: np.ndarray, centroids: np.ndarray, metric: str, covariance: np.ndarray | None) -> np.ndarray:
     names = {"euclidean": "sqeuclidean", "manhattan": "cityblock"}
     if metric == "mahalanobis":

@@ -9,6 +9,7 @@ import pytest
 from sklearn import datasets
 from sklearn.decomposition import PCA
 
+from jaxgrad._moments import CentredRows
 from jaxgrad.decomposition import (
     PCAResult,
     pca,
@@ -18,6 +19,8 @@ from jaxgrad.decomposition import (
     pca_transform,
     pca_update,
 )
+from jaxgrad.decomposition import _pca as implementation
+from jaxgrad.decomposition._randomized import block_krylov
 
 SOLVERS = ("covariance", "gram", "svd", "krylov")
 
@@ -101,6 +104,32 @@ def test_krylov_iterates_until_its_error_is_that_asked_for() -> None:
         result = pca(x, 2, solver="krylov", tol=tol)
         assert float(result.error) <= tol
         np.testing.assert_allclose(result.explained_variance, exact.explained_variance_, rtol=tol)
+
+
+@pytest.mark.parametrize("shape", [(300, 210), (210, 300)])
+def test_krylov_runs_on_either_side_with_many_components(shape: tuple[int, int]) -> None:
+    scales = np.arange(1, shape[1] + 1) ** -0.7
+    x = (5 + np.random.default_rng(9).normal(size=shape) * scales).astype(np.float32)
+    weights = np.random.default_rng(10).integers(0, 4, shape[0]).astype(np.float32)
+    exact = PCA(40, svd_solver="full").fit(np.repeat(x.astype(np.float64), weights.astype(int), axis=0))
+    result = pca(x, 40, solver="krylov", tol=1e-5, weights=weights)
+    assert float(result.error) <= 1e-5
+    np.testing.assert_allclose(result.explained_variance, exact.explained_variance_, rtol=2e-5)
+    np.testing.assert_allclose(result.noise_variance, exact.noise_variance_, rtol=2e-5)
+    np.testing.assert_allclose(result.components @ result.components.T, np.eye(40), atol=2e-6)
+    np.testing.assert_allclose(np.abs(np.sum(result.components * exact.components_, axis=1)), 1, atol=1e-3)
+
+
+def test_auto_gives_krylov_up_where_another_solver_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(11).normal(size=(1100, 1024)).astype(np.float32)  # no gaps
+    rows = CentredRows(x, None, jnp.zeros(1024), jnp.zeros(1024), jnp.ones(()))
+    soon, never = (block_krylov(rows, 4, jnp.uint32(0), 1e-4, budget=budget) for budget in (12, None))
+    assert float(soon.error) > 1e-2
+    assert float(never.error) <= 1e-4
+    exact = pca(x, 4, solver="covariance")
+    assert bool(jnp.any(pca(x, 4).components != exact.components))  # within its budget it converges
+    monkeypatch.setattr(implementation, "passes_worth", lambda *sizes: 12)
+    np.testing.assert_array_equal(pca(x, 4).components, exact.components)
 
 
 def test_a_key_gives_krylov_another_start_and_the_same_components() -> None:
