@@ -213,18 +213,17 @@ def _look_at(
       Bounds for all centroids, the labels as they were: a row that has a better one is left in doubt.
     """
     few = centroids[fast]
-    is_fast = jnp.zeros(centroids.shape[0], bool).at[fast].set(True)
 
     def step(known: Bounds, start: Array | int, size: int) -> Bounds:
         points, _ = rows.block(start, size)
         labels, upper, rest = (lax.dynamic_slice_in_dim(field, start, size) for field in bounds)
         found, _ = _bound(points, few, largest, plan)
         own = fast.at[found.labels].get(mode="promise_in_bounds") == labels
-        lost = is_fast.at[labels].get(mode="promise_in_bounds") & ~own
-        # A squared upper bound is at most twice the rounding above the lower one.
+        # A squared upper bound is at most twice the rounding above the lower one. A row whose own centroid is a fast
+        # one, and not the nearest of these, stays in doubt: its upper bound is above that lower one.
         noise = 2 * _noise(points) * (jnp.sum(points**2, axis=1) + largest)
         nearest_other = jnp.where(own, found.lower, jnp.sqrt(jnp.maximum(found.upper**2 - noise, 0)))
-        new = jnp.where(own, found.upper, upper), jnp.where(lost, 0, jnp.minimum(rest, nearest_other))
+        new = jnp.where(own, found.upper, upper), jnp.minimum(rest, nearest_other)
         upper, lower = (
             lax.dynamic_update_slice_in_dim(old, x, start, 0) for old, x in zip(known[1:], new, strict=True)
         )
