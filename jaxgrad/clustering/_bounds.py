@@ -323,6 +323,7 @@ def total_cost(rows: Rows, centroids: Float[Array, "k d"], labels: Int[Array, " 
         if plan.metric == "manhattan":
             return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
         away = points - centroids.at[mine].get(mode="promise_in_bounds")
-        return cost + jnp.vdot(away * weights[:, None], away, precision=lax.Precision.HIGHEST)
+        # Of a row, of a block, of all: a single sum of so many numbers loses digits.
+        return cost + jnp.dot(jnp.sum(away**2, axis=1), weights, precision=lax.Precision.HIGHEST)
 
     return psum(fold_blocks(step, jnp.zeros((), centroids.dtype), labels.size, plan.block), plan.axes)
