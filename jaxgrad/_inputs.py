@@ -97,14 +97,22 @@ def check_key(function: str, key: Any) -> None:
         raise TypeError(message(function, "one random key first", got, "pass jax.random.key(0), or map over many"))
 
 
+def rows_taken(
+    x: Float[Array, "n d"], weights: Float[Array, " n"] | None
+) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
+    """Return weights that are 0 for rows that take no part, and which rows of positive weight are not finite."""
+    finite = usable(x)
+    if weights is None:
+        return finite.astype(x.dtype), ~finite
+    counts = (weights > 0) & jnp.isfinite(weights)
+    return jnp.where(finite & counts, weights, 0), ~finite & counts
+
+
 def mask_rows(x: Array, weights: Array | None) -> Array | None:
     """Return weights that are 0 for rows that cannot take part; ``None`` stays where the caller refuses such rows."""
     if weights is None and not isinstance(x, Tracer):
         return None
-    counts = usable(x)
-    if weights is None:
-        return counts.astype(x.dtype)
-    return jnp.where(counts & (weights > 0) & jnp.isfinite(weights), weights, 0)
+    return rows_taken(x, weights)[0]
 
 
 def refuse_rows(function: str, x: Array, weights: Array | None) -> None:

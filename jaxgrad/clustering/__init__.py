@@ -11,9 +11,9 @@ from jaxgrad.clustering._passes import k_means_stream as k_means_stream
 from jaxgrad.clustering._quality import cluster_inertia as cluster_inertia
 from jaxgrad.clustering._quality import silhouette as silhouette
 from jaxgrad.clustering._quality import simplified_silhouette as simplified_silhouette
-from jaxgrad.clustering._streaming import KMeansMemory as KMeansMemory
-from jaxgrad.clustering._streaming import KMeansSettings as KMeansSettings
-from jaxgrad.clustering._streaming import KMeansState as KMeansState
+from jaxgrad.clustering._state import KMeansMemory as KMeansMemory
+from jaxgrad.clustering._state import KMeansSettings as KMeansSettings
+from jaxgrad.clustering._state import KMeansState as KMeansState
 from jaxgrad.clustering._streaming import k_means_init as k_means_init
 from jaxgrad.clustering._streaming import k_means_update as k_means_update
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jaxgrad._inputs import rows_taken
 from jaxgrad._moments import CentredRows, scatter, survey
 from jaxgrad._rows import Shards, fold_blocks, gather, over_shards, psum
 from jaxgrad.clustering._coordinates import Coordinates, forward, place
@@ -51,15 +52,6 @@ class Moments(NamedTuple):
     num_rows: Array
     peak: Array
     bad: Array
-
-
-def rows_taken(x: Float[Array, "n d"], weights: Float[Array, " n"] | None) -> tuple[Array, Array]:
-    """Return weights that are 0 for rows that take no part, and which rows of positive weight are not finite."""
-    finite = jnp.all(jnp.isfinite(x), axis=1)
-    if weights is None:
-        return finite.astype(x.dtype), ~finite
-    counts = (weights > 0) & jnp.isfinite(weights)
-    return jnp.where(finite & counts, weights, 0), ~finite & counts
 
 
 def batch_totals(

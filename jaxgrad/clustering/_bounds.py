@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrad._rows import fold_blocks, psum
-from jaxgrad.clustering._distances import Rows, costs, nearest, own_costs
-from jaxgrad.clustering._lloyd import Fit, Plan, assign_all, block_totals, move, no_totals
+from jaxgrad.clustering._distances import Rows, costs, nearest
+from jaxgrad.clustering._lloyd import Fit, Plan, assign_all, block_totals, move, no_totals, total_cost
 from jaxgrad.clustering._updates import Totals, sum_by_label
 
 # Rows in doubt are gathered and searched on their own, so many at a time.
@@ -312,18 +312,3 @@ def _indices(mask: Bool[Array, " n"], block: int) -> Int[Array, " padded"]:
     room = n + -n % block
     numbers = jnp.arange(n, dtype=jnp.int32)
     return jnp.full((room,), n, jnp.int32).at[jnp.where(mask, place, room)].set(numbers, mode="drop")
-
-
-def total_cost(rows: Rows, centroids: Float[Array, "k d"], labels: Int[Array, " n"], plan: Plan) -> Float[Array, ""]:
-    """Sum what all rows pay for the centroid of their label, from differences: no digits cancel."""
-
-    def step(cost: Array, start: Array | int, size: int) -> Array:
-        points, weights = rows.block(start, size)
-        mine = lax.dynamic_slice_in_dim(labels, start, size)
-        if plan.metric == "manhattan":
-            return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
-        away = points - centroids.at[mine].get(mode="promise_in_bounds")
-        # Of a row, of a block, of all: a single sum of so many numbers loses digits.
-        return cost + jnp.dot(jnp.sum(away**2, axis=1), weights, precision=lax.Precision.HIGHEST)
-
-    return psum(fold_blocks(step, jnp.zeros((), centroids.dtype), labels.size, plan.block), plan.axes)

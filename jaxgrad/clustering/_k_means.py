@@ -14,13 +14,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jaxgrad._checks import check_number, message
-from jaxgrad._inputs import check_key, check_rows, check_weights, refuse_rows
+from jaxgrad._inputs import check_key, check_rows, check_weights, refuse_rows, rows_taken, usable
 from jaxgrad._rows import Shards, fold_blocks, over_shards, psum, shards
-from jaxgrad.clustering._bounds import bounded_lloyd, total_cost
+from jaxgrad.clustering._bounds import bounded_lloyd
 from jaxgrad.clustering._coordinates import backward, coordinates, forward, inertia, mean_variance, place
 from jaxgrad.clustering._distances import Rows, nearest
 from jaxgrad.clustering._inputs import block_size, check_count, check_metric, check_some_weight
-from jaxgrad.clustering._lloyd import Fit, Plan, better, lloyd, no_fit
+from jaxgrad.clustering._lloyd import Fit, Plan, better, lloyd, no_fit, total_cost
 from jaxgrad.clustering._seeding import seed
 
 Metric = Literal["euclidean", "manhattan", "cosine", "mahalanobis"]
@@ -304,9 +304,7 @@ def _fit_rows(
 ) -> KMeansResult:
     """Fit the rows of this device, together with those of the others."""
     metric, plan = settings.metric, settings.plan
-    finite = jnp.all(jnp.isfinite(x), axis=1)
-    mass = jnp.ones_like(x[:, 0]) if weights is None else weights
-    mass = jnp.where(finite & (mass > 0) & jnp.isfinite(mass), mass, 0)
+    mass, _ = rows_taken(x, weights)
     where = coordinates(x, mass, covariance, metric, plan.axes)
     rows = place(x, mass, where, metric)
     if starts is not None:
@@ -329,7 +327,7 @@ def _fit_rows(
     zeros = psum(jnp.sum(jnp.where(jnp.any(x != 0, axis=1), 0, mass)), plan.axes) if metric == "cosine" else cost
     return KMeansResult(
         centroids=backward(fit.centroids, where),
-        labels=jnp.where(finite, fit.labels, -1),
+        labels=jnp.where(usable(x), fit.labels, -1),
         inertia=inertia(cost, where, metric, zeros),
         num_steps=fit.num_steps,
         converged=fit.converged,
@@ -371,7 +369,7 @@ def _assign(
 
     def local(centroids: Array, x: Array, covariance: Array | None) -> Array:
         where = coordinates(centroids, jnp.ones_like(centroids[:, 0]), covariance, metric)
-        finite = jnp.all(jnp.isfinite(x), axis=1)
+        finite = usable(x)
         rows = place(x, finite.astype(x.dtype), where, metric)
         points = forward(centroids, where, metric)[None]
 

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrad._rows import fold_blocks, psum
-from jaxgrad.clustering._distances import Rows, nearest
+from jaxgrad.clustering._distances import Rows, nearest, own_costs
 from jaxgrad.clustering._updates import Totals, means, medians, relocate, sum_by_label
 
 
@@ -193,3 +193,18 @@ def move(
         of_rows = medians(rows, labels, total.counts, centroids, plan.block, plan.axes)
         return jnp.where(total.counts[..., None] > 0, of_rows, moved)
     return moved
+
+
+def total_cost(rows: Rows, centroids: Float[Array, "k d"], labels: Int[Array, " n"], plan: Plan) -> Float[Array, ""]:
+    """Sum what all rows pay for the centroid of their label, from differences: no digits cancel."""
+
+    def step(cost: Array, start: Array | int, size: int) -> Array:
+        points, weights = rows.block(start, size)
+        mine = lax.dynamic_slice_in_dim(labels, start, size)
+        if plan.metric == "manhattan":
+            return cost + own_costs(points, centroids[None], mine[None], plan.metric)[0] @ weights
+        away = points - centroids.at[mine].get(mode="promise_in_bounds")
+        # Of a row, of a block, of all: a single sum of so many numbers loses digits.
+        return cost + jnp.dot(jnp.sum(away**2, axis=1), weights, precision=lax.Precision.HIGHEST)
+
+    return psum(fold_blocks(step, jnp.zeros((), centroids.dtype), labels.size, plan.block), plan.axes)

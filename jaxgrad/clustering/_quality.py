@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Real
 
 from jaxgrad._checks import message
-from jaxgrad._inputs import check_rows, check_weights, refuse_rows
+from jaxgrad._inputs import check_rows, check_weights, refuse_rows, usable
 from jaxgrad._rows import fold_blocks
 from jaxgrad.clustering._coordinates import directions
 from jaxgrad.clustering._distances import costs
@@ -342,7 +342,7 @@ def _placed(x: Array, metric: str, covariance: Array | None) -> tuple[Array, Arr
     Returns:
       The rows, and whether each is finite.
     """
-    finite = jnp.all(jnp.isfinite(x), axis=1)
+    finite = usable(x)
     x = jnp.where(finite[:, None], x, 0)
     if metric == "cosine":
         return directions(x), finite

@@ -13,9 +13,8 @@ Counts and centroids are sums of two floats, so that many batches do not wear fl
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +25,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jaxgrad._checks import check_number
-from jaxgrad._inputs import check_key, check_rows, check_weights, refuse_rows
+from jaxgrad._inputs import check_key, check_rows, check_weights, refuse_rows, rows_taken
 from jaxgrad._moments import two_sum
 from jaxgrad._rows import Shards, gather, over_shards, psum, shards
-from jaxgrad.clustering._batches import BatchTotals, batch_totals, rows_taken
+from jaxgrad.clustering._batches import BatchTotals, batch_totals
 from jaxgrad.clustering._coordinates import Coordinates, backward, coordinates, forward, inertia, place
 from jaxgrad.clustering._inputs import block_size, check_count, check_metric
 from jaxgrad.clustering._k_means import Metric, Seeding, check_init
 from jaxgrad.clustering._seeding import seed
+from jaxgrad.clustering._state import KMeansMemory, KMeansSettings, KMeansState
 
 # The cost, and how many rows a centroid gets, are averages over about so many batches, ...
 _MEMORY = 10
@@ -41,65 +41,6 @@ _MEMORY = 10
 _ROWS_EACH = 10
 # Of the quantiles that new places are drawn at, from one batch to the next: those of any few batches lie far apart.
 _GOLDEN = (math.sqrt(5) - 1) / 2
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["metric", "reassignment_ratio"])
-@dataclass(frozen=True)
-class KMeansSettings:
-    """What :func:`jaxgrad.clustering.k_means_update` is compiled for; no leaf of the state.
-
-    Attributes:
-      metric: What rows pay.
-      reassignment_ratio: Below this share of the rows of the busiest centroid, one is given another place.
-    """
-
-    metric: str
-    reassignment_ratio: float
-
-
-class KMeansMemory(NamedTuple):
-    """What the next update needs beside what a user wants to know.
-
-    Attributes:
-      where: The coordinates of the first batch, in which ``points`` are; unwhitened.
-      points: Shape (k, d); the mean of the rows of each centroid, for ``"manhattan"`` an estimate of their median.
-      points_left: Shape (k, d); what rounding left out of them.
-      counts_left: Shape (k,); what rounding left out of the counts.
-      rows_left: Shape (); what rounding left out of the number of rows.
-      spread: Shape (k, d); for ``"manhattan"`` the mean distance of a centroid's rows from it, else ``None``.
-      recent: Shape (k,); the weight each centroid got, old weight fading.
-    """
-
-    where: Coordinates
-    points: Float[Array, "k d"]
-    points_left: Float[Array, "k d"]
-    counts_left: Float[Array, " k"]
-    rows_left: Float[Array, ""]
-    spread: Float[Array, "k d"] | None
-    recent: Float[Array, " k"]
-
-
-class KMeansState(NamedTuple):
-    """A clustering under way.
-
-    Attributes:
-      centroids: Shape (k, d). To be read: an update goes on from ``memory``.
-      counts: Shape (k,); the weight of the rows each centroid is made of, 0 where it has just got its place.
-      cost: Shape (); what a row pays on average over about the last ten batches, each by the centroids before it:
-        rows not seen yet. In the unit of the metric; infinite before the first batch.
-      num_rows: Shape (); rows that took part.
-      num_steps: Shape (); int32, batches that had such rows.
-      memory: What the next update needs.
-      settings: What it is compiled for.
-    """
-
-    centroids: Float[Array, "k d"]
-    counts: Float[Array, " k"]
-    cost: Float[Array, ""]
-    num_rows: Float[Array, ""]
-    num_steps: Int[Array, ""]
-    memory: KMeansMemory
-    settings: KMeansSettings
 
 
 def k_means_init(
