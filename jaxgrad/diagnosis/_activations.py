@@ -16,7 +16,7 @@ from jaxgrad._checks import message
 from jaxgrad._norms import accumulator
 from jaxgrad._paths import Pattern, match_rules
 from jaxgrad.decomposition import PCAResult, pca, pca_transform
-from jaxgrad.diagnosis._measure import activation_after
+from jaxgrad.diagnosis._measure import activation_after, unit_axes
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Site, evaluate
 from jaxgrad.tracing._layers import Activation, LayerSite
@@ -175,30 +175,11 @@ def place_of(network: Network, site: LayerSite) -> Place:
     activation = activation_after(network, site)
     out = site.equation.outputs[0]
     value = (*site.loops, out if activation is None else activation.end)
-    shape, made = network.aval(value).shape, site.program.avals[out].shape
-    units = _unit_axes(site, len(made))
-    if shape != made:  # moved or reshaped between the layer and its nonlinearity
-        size = math.prod(made[axis] for axis in units)
-        fitting = [axis for axis, length in enumerate(shape) if length == size]
-        units = (fitting[-1] if fitting else max(len(shape) - 1, 0),)
+    shape = network.aval(value).shape
+    units = unit_axes(site, shape)
     examples = next((axis for axis in range(len(shape)) if axis not in units), 0)
     depth = len(site.loops)
     return Place(value, activation, tuple(axis + depth for axis in units), examples + depth)
-
-
-def _unit_axes(site: LayerSite, rank: int) -> tuple[int, ...]:
-    """Return the axes of a layer's output that come from its weight."""
-    params = site.equation.params
-    if site.equation.operation == "conv_general_dilated":
-        return (int(params["dimension_numbers"].out_spec[1]),)
-    if site.equation.operation == "dot_general":
-        contracted, batch = params["dimension_numbers"]
-        first = site.equation.operands[0] == site.weight
-        free = site.program.avals[site.weight].ndim - len(contracted[0]) - len(batch[0])
-        begin = len(batch[0]) if first else rank - free
-        if free:
-            return tuple(range(begin, begin + free))
-    return (max(rank - 1, 0),)
 
 
 def as_rows(value: Array, place: Place) -> Array:

@@ -231,8 +231,8 @@ def _moments(
     grid = _wide(jax.vmap(lambda z: slope(z.astype(aval.dtype), first))(points)).ravel()
     largest = jnp.nanmax(grid)
     saturates = (grid[0] < _SATURATED * largest) & (grid[-1] < _SATURATED * largest)
-    feature = _feature_axis(site, aval)
-    units = tuple(axis for axis in range(slopes.ndim) if axis != len(loops) + feature)
+    units = {len(loops) + axis for axis in unit_axes(site, aval.shape)}
+    examples = tuple(axis for axis in range(slopes.ndim) if axis not in units)
     return ActivationMoments(
         mean=mean,
         std=std,
@@ -240,18 +240,36 @@ def _moments(
         max_slope=largest,
         saturates=saturates.astype(jnp.float32),
         saturated=jnp.mean((slopes < _SATURATED * largest).astype(jnp.float32)),
-        dead=jnp.mean(jnp.all(slopes == 0, axis=units).astype(jnp.float32)),
+        dead=jnp.mean(jnp.all(slopes == 0, axis=examples).astype(jnp.float32)),
         sample=sample,
     )
 
 
-def _feature_axis(site: LayerSite, aval: Any) -> int:
-    """Return the axis of an activation that counts units: a convolution's channels, else the last."""
+def unit_axes(site: LayerSite, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes of a layer's activation, of this shape, that count its units."""
+    made = site.program.avals[site.equation.outputs[0]].shape
+    units = _weight_axes(site, len(made))
+    if shape == made:
+        return units
+    # Moved or reshaped between the layer and its nonlinearity.
+    size = math.prod(made[axis] for axis in units)
+    fitting = [axis for axis, length in enumerate(shape) if length == size]
+    return (fitting[-1] if fitting else max(len(shape) - 1, 0),)
+
+
+def _weight_axes(site: LayerSite, rank: int) -> tuple[int, ...]:
+    """Return the axes of a layer's output that come from its weight."""
+    params = site.equation.params
     if site.equation.operation == "conv_general_dilated":
-        axis = int(site.equation.params["dimension_numbers"].out_spec[1])
-        if axis < len(aval.shape):
-            return axis
-    return max(len(aval.shape) - 1, 0)
+        return (int(params["dimension_numbers"].out_spec[1]),)
+    if site.equation.operation == "dot_general":
+        contracted, batch = params["dimension_numbers"]
+        first = site.equation.operands[0] == site.weight
+        free = site.program.avals[site.weight].ndim - len(contracted[0]) - len(batch[0])
+        begin = len(batch[0]) if first else rank - free
+        if free:
+            return tuple(range(begin, begin + free))
+    return (max(rank - 1, 0),)
 
 
 def _spread(value: Any) -> tuple[Any, Any, Any]:

@@ -146,6 +146,21 @@ def test_dead_units_are_found(batch):
     assert report.layers[0].dead_fraction == 1.0
 
 
+def test_dead_units_are_counted_whichever_axis_they_lie_along():
+    x = jnp.abs(jax.random.normal(KEYS[0], (16, 8)))
+    first = jnp.abs(jax.random.normal(KEYS[1], (6, 8))) * jnp.array([-1, -1, 1, 1, 1, 1])[:, None]
+
+    def mapped(params, x):
+        return jnp.mean(jnp.square(jax.vmap(lambda row: params[1] @ jax.nn.relu(params[0] @ row))(x)))
+
+    def transposed(params, x):
+        return jnp.mean(jnp.square(params[1] @ jax.nn.relu(params[0] @ x.T)))
+
+    for loss_fn in (mapped, transposed):
+        report = quick(loss_fn, [first, jnp.ones((2, 6))], x)
+        np.testing.assert_allclose(report.layers[0].dead_fraction, 1 / 3, rtol=1e-6)
+
+
 @pytest.mark.parametrize("level", ["quick", "standard"])
 def test_first_forward_nan_is_located(batch, level):
     x, y = batch
