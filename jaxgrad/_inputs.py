@@ -50,7 +50,7 @@ def check_rows(function: str, x: Any, num_features: int | None = None) -> Array:
     if isinstance(x, Tracer):
         return x.astype(wide)
     with jax.ensure_compile_time_eval():  # what is concrete stays so within a function that is being traced
-        return jnp.asarray(x).astype(wide)
+        return _owned(x).astype(wide)
 
 
 def check_weights(function: str, weights: Any, x: Array) -> Array | None:
@@ -63,7 +63,7 @@ def check_weights(function: str, weights: Any, x: Array) -> Array | None:
     if weights is None:
         return None
     with jax.ensure_compile_time_eval():
-        weights = jnp.asarray(weights)
+        weights = _owned(weights)
     if jnp.issubdtype(weights.dtype, jnp.complexfloating):
         raise TypeError(message(function, "real weights", f"dtype {weights.dtype}", "pass how often each row counts"))
     if weights.shape != x.shape[:1]:
@@ -85,6 +85,11 @@ def check_weights(function: str, weights: Any, x: Array) -> Array | None:
                 )
             )
     return weights
+
+
+def _owned(x: Any) -> Array:
+    """Return an array that nobody can write to: its owner may read the next batch into the buffer of this one."""
+    return x if isinstance(x, jax.Array) else jnp.array(x)
 
 
 def check_key(function: str, key: Any) -> None:

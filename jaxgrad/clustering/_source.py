@@ -75,15 +75,10 @@ class Source:
         """Check a batch, and bring it to the device in the shape of those before."""
         name = f"{self.function}, of batch {index}"
         x, weights = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        if not isinstance(x, jax.Array):
-            # Its owner may write the next batch over it before this one is done with.
-            x = np.array(x)
         x = check_rows(name, x, self._num_features)
         if self.dtype is None:
             self.dtype, self._num_features = x.dtype, x.shape[1]
         x = x.astype(self.dtype)
-        if weights is not None and not isinstance(weights, jax.Array):
-            weights = np.array(weights)
         weights = check_weights(name, weights, x)
         count = x.shape[0]
         if shards(x) is None:

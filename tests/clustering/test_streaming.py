@@ -16,6 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 from jaxgrad.clustering import k_means
 from jaxgrad.clustering._batches import totals
 from jaxgrad.clustering._passes import k_means_stream
+from jaxgrad.clustering._source import Source
 from jaxgrad.clustering._streaming import k_means_init, k_means_update
 from jaxgrad.data import digits
 
@@ -111,6 +112,15 @@ def test_passes_over_a_memmap_and_a_generator_function_agree(blobs, tmp_path):
     other = k_means_stream(jax.random.key(2), rows, 8, batch_size=700, sample_size=400)
     np.testing.assert_allclose(other.inertia, of_file.inertia, rtol=1e-5)
     np.testing.assert_allclose(inertia(blobs, of_file.centroids), of_file.inertia, rtol=1e-5)
+
+
+def test_a_batch_is_read_before_its_buffer_may_be_used_again():
+    whole = np.zeros(1 << 16, np.float32)
+    begin = -whole.ctypes.data % 64 // 4  # where XLA could take the memory for its own
+    rows, weights = whole[begin : begin + 6000].reshape(1000, 6), whole[begin + 6000 : begin + 7000]
+    for x, mass, _ in Source("k_means_stream", [(rows, weights)], None):
+        assert not np.shares_memory(np.asarray(x), whole)
+        assert not np.shares_memory(np.asarray(mass), whole)
 
 
 @pytest.mark.heavy
