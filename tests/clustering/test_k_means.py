@@ -122,6 +122,7 @@ def test_bounds_give_the_labels_of_a_search_of_every_row(metric: str, monkeypatc
     assert plain.num_steps == bounded.num_steps
 
 
+@pytest.mark.heavy
 def test_bounds_that_fail_and_are_tried_again_change_no_label(x64: None, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(6).random((4000, 5))
     results = []
@@ -151,7 +152,7 @@ def centre(x: np.ndarray, metric: str) -> np.ndarray:
 
 
 @pytest.mark.usefixtures("body")
-@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine", "mahalanobis"])
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("given", [False, True])
 def test_is_a_fixed_point_of_the_definition(metric: str, given: bool) -> None:
     x = rows_of("wine")

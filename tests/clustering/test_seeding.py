@@ -86,7 +86,9 @@ def test_mean_potential_equals_that_of_scikit_learn(method, trials):
     assert stats.sem(got) < 0.03 * np.mean(want)
 
 
-@pytest.mark.parametrize(("method", "trials"), [("k-means++", 1), ("greedy-k-means++", None)])
+@pytest.mark.parametrize(
+    ("method", "trials"), [pytest.param("k-means++", 1, marks=pytest.mark.heavy), ("greedy-k-means++", None)]
+)
 def test_candidates_drawn_ahead_leave_the_same_potential(monkeypatch, method, trials):
     monkeypatch.setattr(_seeding, "_pool_steps", lambda rows, trials: 4)
     x = blobs(num_rows=250)

@@ -71,7 +71,10 @@ def close(left, right, rtol=1e-4):
 
 
 # At an offset all rows would point the same way.
-@pytest.mark.parametrize(("metric", "offset"), [*((metric, 0) for metric in SUMMED), ("euclidean", 1000)])
+@pytest.mark.parametrize(
+    ("metric", "offset"),
+    [*(pytest.param(metric, 0, marks=pytest.mark.heavy) for metric in SUMMED), ("euclidean", 1000)],
+)
 def test_passes_over_uneven_batches_give_the_fit_of_all_rows(images, metric, offset):
     x, start = images + np.float32(offset), first_rows(images) + np.float32(offset)
     covariance = np.cov(images.T).astype(np.float32) + 0.01 * np.eye(24, dtype=np.float32)

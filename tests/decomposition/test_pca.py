@@ -121,6 +121,7 @@ def test_krylov_runs_on_either_side_with_many_components(shape: tuple[int, int])
     np.testing.assert_allclose(np.abs(np.sum(components * exact.components_, axis=1)), 1, atol=1e-3)
 
 
+@pytest.mark.heavy
 def test_auto_gives_krylov_up_where_another_solver_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.random.default_rng(11).normal(size=(1100, 1024)).astype(np.float32)  # no gaps
     nothing = jnp.zeros_like(x[0])

@@ -311,6 +311,7 @@ def test_what_is_closed_over_is_read_anew(batch):
     assert after.loss != before.loss
 
 
+@pytest.mark.heavy
 def test_one_network_written_in_six_ways_has_one_diagnosis():
     reports = []
     for name in models.SAME:

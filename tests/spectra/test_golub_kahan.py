@@ -53,7 +53,7 @@ ENDING = {
 
 
 @pytest.mark.parametrize("name", ENDING)
-@pytest.mark.parametrize("num_steps", [1, 5])
+@pytest.mark.parametrize("num_steps", [pytest.param(1, marks=pytest.mark.heavy), 5])
 def test_exhausted_krylov_spaces(name, num_steps):
     matrix = ENDING[name]
     want = np.linalg.svd(matrix, compute_uv=False)[:4]
