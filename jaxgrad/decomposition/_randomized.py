@@ -30,7 +30,8 @@ class Krylov(NamedTuple):
       vectors: Shape (k, d); their eigenvectors, in rows.
       total: Shape (); the trace of the scatter matrix.
       error: Shape (); the largest residual of the k pairs divided by the largest eigenvalue, or if that is more the
-        square of a residual divided by its own eigenvalue, where that is no rounding error.
+        square of a residual divided by its own eigenvalue, where that is no rounding error. Residuals are those on the
+        side the iteration runs on; an eigenvector of the other side has one at most as large, up to directions missed.
     """
 
     values: Float[Array, " k"]
