@@ -89,12 +89,11 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
 
     def step(state: State) -> State:
         found = search(rows, state, plan)
-        bounds, own = found.bounds, found.total
-        total = psum(own, plan.axes)
+        total = psum(found.total, plan.axes)
         last = state.settled | (state.num_steps >= plan.max_steps)
         same = ~last & (total.changed[0] == 0) & (state.num_steps > 0)
         done = last | same
-        centroids = move(rows, state.centroids[None], bounds.labels[None], total, plan)[0]
+        centroids = move(rows, state.centroids[None], found.bounds.labels[None], total, plan)[0]
         centroids = jnp.where(done, state.centroids, centroids)
         squares = jnp.sum((centroids - state.centroids) ** 2, axis=1)
         num_steps = jnp.where(last, state.num_steps, state.num_steps + 1)
@@ -102,8 +101,9 @@ def bounded_lloyd(rows: Rows, start: Float[Array, "k d"], limit: Float[Array, ""
         moved = jnp.sqrt(squares) * (1 + 1e-6)
         # Here and not where it is used: there XLA would compute it anew for every row.
         half_way = spacing(centroids, plan)
-        known, wait, pause = found.known, found.wait, found.pause
-        return State(centroids, bounds, known, wait, pause, moved, half_way, own, num_steps, settled, done)
+        return found._replace(
+            centroids=centroids, moved=moved, half_way=half_way, num_steps=num_steps, settled=settled, done=done
+        )
 
     state = lax.while_loop(lambda state: ~state.done, step, first)
     cost = total_cost(rows, state.centroids, state.bounds.labels, plan)

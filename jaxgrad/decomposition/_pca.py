@@ -55,8 +55,8 @@ def pca(
         - ``"gram"``: of the n × n products of the rows, for n < d;
         - ``"svd"``: of the data themselves, for small variances that the squares of the other two would round away;
         - ``"krylov"``: block Krylov iteration for few components of data large both ways;
-        - ``"auto"``: the fastest of these that reaches ``tol``. Where ``"krylov"`` has not reached it, a dense solver
-          follows, unless the data are traced: see ``error`` of the result.
+        - ``"auto"``: the fastest of these that reaches ``tol``. Where ``"krylov"`` would not reach it sooner, a
+          dense solver follows, unless the data are traced: see ``error`` of the result.
       whiten: Whether :func:`jaxgrad.decomposition.pca_transform` gives each coordinate variance 1. Static.
       weights: How often each row counts, not negative, of any sum over 1: a row of weight 2 is the row twice.
       key: Where the first block of ``"krylov"`` comes from. ``None``: from a fixed hash of the row's number, so that

@@ -246,7 +246,7 @@ def _moments(
 
 
 def unit_axes(site: LayerSite, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the axes of a layer's activation, of this shape, that count its units."""
+    """Return the axes of a layer's activation, of this shape, that count its units; none where it is one number."""
     made = site.program.avals[site.equation.outputs[0]].shape
     units = _weight_axes(site, len(made))
     if shape == made:
@@ -254,7 +254,7 @@ def unit_axes(site: LayerSite, shape: tuple[int, ...]) -> tuple[int, ...]:
     # Moved or reshaped between the layer and its nonlinearity.
     size = math.prod(made[axis] for axis in units)
     fitting = [axis for axis, length in enumerate(shape) if length == size]
-    return (fitting[-1] if fitting else max(len(shape) - 1, 0),)
+    return (fitting[-1],) if fitting else tuple(range(len(shape)))[-1:]
 
 
 def _weight_axes(site: LayerSite, rank: int) -> tuple[int, ...]:
@@ -269,7 +269,7 @@ def _weight_axes(site: LayerSite, rank: int) -> tuple[int, ...]:
         begin = len(batch[0]) if first else rank - free
         if free:
             return tuple(range(begin, begin + free))
-    return (max(rank - 1, 0),)
+    return tuple(range(rank))[-1:]
 
 
 def _spread(value: Any) -> tuple[Any, Any, Any]:
