@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxgrad.diagnosis._format import elide, log10_number, number, percent, printable, times
 from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, Remedy
-from jaxgrad.diagnosis._series import Axis, Band, Curve, Mark, log_axis, pieces, tick_step
+from jaxgrad.diagnosis._series import Axis, Band, Cone, Curve, Mark, log_axis, pieces, tick_step
 
 # The drawing is stretched to the room it gets, in both directions, so lengths inside it are per mille of the room and
 # only lines (which keep their thickness) and rectangles are drawn. Text stands beside it as HTML, at its own size.
@@ -21,8 +21,18 @@ def escape(text: str) -> str:
     return html.escape(printable(text), quote=True)
 
 
+def class_(name: str, *, when: bool) -> str:
+    """The attribute that gives an element a class, or nothing."""
+    return f' class="{name}"' if when else ""
+
+
 def depth_chart(
-    curves: Sequence[Curve], axis: Axis, blocks: Sequence[BlockStatistics], marks: Sequence[Mark], title: str
+    curves: Sequence[Curve],
+    axis: Axis,
+    blocks: Sequence[BlockStatistics],
+    marks: Sequence[Mark],
+    title: str,
+    cones: Sequence[Cone] = (),
 ) -> str:
     """Draw curves against depth, with stretches of blocks to blame.
 
@@ -32,11 +42,22 @@ def depth_chart(
       blocks: All blocks; hovering over one tells its name and numbers.
       marks: Stretches to tint and to name.
       title: What a screen reader says.
+      cones: Where critical networks would lie.
 
     Returns:
       HTML.
     """
     parts = [_grid(axis), *(_mark(mark, len(blocks)) for mark in marks)]
+    for cone in cones:
+        edge = [
+            (_x(position, len(blocks)), _y(value, axis))
+            for position, value in zip(cone.positions, cone.lows, strict=True)
+        ]
+        back = [
+            (_x(position, len(blocks)), _y(value, axis))
+            for position, value in zip(cone.positions, cone.highs, strict=True)
+        ]
+        parts.append(f'<path class="cone" d="{_polyline([*edge, *reversed(back)])}z"/>')
     for curve in curves:
         for piece in pieces(curve):
             points = [(_x(position, len(blocks)), _y(value, axis), value) for position, value in piece]

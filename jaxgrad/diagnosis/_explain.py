@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -13,13 +13,25 @@ import numpy as np
 
 import jaxgrad
 from jaxgrad._checks import message
-from jaxgrad.diagnosis import _findings, _nonfinite, _remedies, _spectra
-from jaxgrad.diagnosis._findings import Facts
+from jaxgrad.diagnosis import _findings, _nonfinite, _spectra
+from jaxgrad.diagnosis._facts import Facts
 from jaxgrad.diagnosis._measure import Measurement
-from jaxgrad.diagnosis._report import Level, NonFinite, Report, Spectrum
-from jaxgrad.diagnosis._statistics import facts_of, layer_statistics, leaves_range
-from jaxgrad.diagnosis._study import study_of
-from jaxgrad.meanfield import predict
+from jaxgrad.diagnosis._probe import NUM_STEPS, Probe, probe
+from jaxgrad.diagnosis._remedies import Case, try_remedies
+from jaxgrad.diagnosis._report import (
+    Contribution,
+    LayerStatistics,
+    Level,
+    NonFinite,
+    Remedy,
+    Report,
+    Source,
+    Spectrum,
+)
+from jaxgrad.diagnosis._statistics import closed_layers, facts_of, layer_statistics, leaves_range, open_layers
+from jaxgrad.diagnosis._study import Study, study_of
+from jaxgrad.diagnosis._wording import framework_of
+from jaxgrad.meanfield import BlockPrediction, predict
 from jaxgrad.spectra._examples import Layout
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Site
@@ -96,56 +108,93 @@ def explain(
         network = study.network
         inputs = network.inputs(params, args)
         tell(f"measuring {len(network.layers)} layers")
-        measured, scale = study.measure(inputs, optimizer)
+        measured, scale, seed = study.measure(inputs, optimizer)
+        layers = layer_statistics(network, measured)
+        loss = float(measured.loss)
+        closed = closed_layers(network, measured)
+        if closed:
+            inputs = open_layers(network, inputs, closed, key)
+            measured, scale, seed = study.measure(inputs, optimizer)
         layout = study.layout(params, args)
-        gains = study.log_gains(inputs, key) if leaves_range(network, measured, scale) else None
-        nonfinite = _locate(network, inputs, measured)
+        nonfinite, singular = _locate(network, inputs, measured)
+        whole = level != "quick" and nonfinite is None
+        sources = study.blame(inputs, seed, key) if whole or leaves_range(network, measured, scale) else None
         spectra: Sequence[Spectrum | None] = [None] * len(network.blocks)
         spread, notes = math.nan, ()
-        if level != "quick" and nonfinite is None:
+        predictions: Sequence[BlockPrediction] = ()
+        if whole:
             tell(f"singular values of {len(network.blocks)} blocks")
             spectra, spread, notes = _spectra.measure_spectra(study, loss_fn, params, args, has_aux, level, key)
-        layers = layer_statistics(network, measured)
-        facts = facts_of(network, layout, measured, scale, gains, nonfinite, layers, inputs, spectra, spread)
-        decision = _findings.decide(facts)
-        findings = decision.findings
-        excess = _findings.learning_rate(layers)
-        if excess is not None:
-            findings = (*findings, excess)
-        predicted: Sequence[float | None] = [None] * len(network.blocks)
-        if level != "quick" and nonfinite is None:
             tell("what theory predicts")
-            blocks = predict(network, params, *args, num_samples=0)
-            predicted = [block.log10_gain if block.method == "theory" else None for block in blocks]
-        remedies: tuple[Any, ...] = ()
+            predictions = predict(network, params, *args, num_samples=0)
+        facts = facts_of(
+            network,
+            layout,
+            measured,
+            scale,
+            inputs,
+            layers,
+            sources=sources,
+            nonfinite=nonfinite,
+            spectra=spectra,
+            spread=spread,
+            predictions=predictions,
+            loss=study.loss_facts(inputs) if nonfinite is None else None,
+            clip=study.clipping(inputs, optimizer) if whole and optimizer is not None else 1.0,
+        )
+        probed = None
+        if nonfinite is None and optimizer is not None:
+            tell("a few steps of training")
+            probed = _probe_rate(study, inputs, layers, optimizer, level)
+        decision = _findings.decide(facts, None if probed is None else probed.ruling)
+        remedies: tuple[Remedy, ...] = ()
         if level != "quick" and decision.verdict != "healthy":
             tell("trying remedies")
-            remedies = _remedies.try_remedies(study, inputs, facts, decision, key, optimizer, confirm_steps)
+            framework = framework_of(params, [owner.name for owner in network.parameters])
+            case = Case(study, inputs, facts, decision, probed, optimizer, framework, singular, key)
+            remedies = try_remedies(case, confirm_steps)
     return Report(
         verdict=decision.verdict,
         summary=decision.summary,
-        findings=findings,
+        findings=decision.findings,
         remedies=remedies,
         layers=layers,
-        blocks=tuple(
-            block.statistics._replace(predicted_log10_gain=predicted[block.statistics.index])
-            for chain in facts.chains
-            for block in chain
-        ),
-        loss=float(measured.loss),
+        blocks=tuple(block.statistics for chain in facts.chains for block in chain),
+        loss=loss,
         log10_total_gain=decision.log10_total_gain,
         nonfinite=nonfinite,
         level=level,
         num_parameters=sum(math.prod(network.signature.avals[owner.leaf].shape) for owner in network.parameters),
         num_examples=layout.num_examples,
         mixes_examples=layout.mixes,
-        notes=(*_notes(network, layout, facts, gains), *notes),
+        notes=(*_notes(network, layout, facts, sources is not None, closed), *notes),
         versions=(
             ("jaxgrad", jaxgrad.__version__),
             ("jax", jax.__version__),
             ("platform", jax.default_backend()),
         ),
+        blame=_contributions(sources) if whole and sources is not None else (),
     )
+
+
+def _contributions(sources: Sequence[Mapping[Source, float]]) -> tuple[Contribution, ...]:
+    """Return the parts of each block's gain, those that do nothing left out."""
+    return tuple(
+        Contribution(block, source, parts[source])
+        for block, parts in enumerate(sources)
+        for source in get_args(Source)
+        if source in parts and (parts[source] != 0 or len(parts) == 1)
+    )
+
+
+def _probe_rate(
+    study: Study, inputs: list[Any], layers: Sequence[LayerStatistics], optimizer: Any, level: Level
+) -> Probe | None:
+    """Look for a learning rate that is too high or too low; at level "quick" by the first update alone."""
+    if level == "quick":
+        large = _findings.large_update(layers)
+        return None if large is None else Probe(True, large)
+    return probe(lambda rate: study.train(inputs, optimizer, NUM_STEPS, rate), layers)
 
 
 def _check_options(level: Any, optimizer: Any, confirm_steps: Any, key: Any) -> None:
@@ -184,22 +233,21 @@ def _progress(verbose: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"jaxgrad: {text}")
 
 
-def _locate(network: Network, inputs: list[Any], measured: Measurement) -> NonFinite | None:
-    """Find where values stop being finite, if they do."""
+def _locate(network: Network, inputs: list[Any], measured: Measurement) -> tuple[NonFinite, Site] | tuple[None, None]:
+    """Find where values stop being finite, if they do, and the site of the first that is not."""
     numbers = [measured.loss, *measured.gradient_norms, *measured.rms.values(), *measured.signal.values()]
     if all(np.all(np.isfinite(number)) for number in numbers):
-        return None
+        return None, None
     origin = _nonfinite.find_nonfinite(network, inputs)
     if origin is None:
-        return None
+        return None, None
     if origin.phase == "input":
         names = {owner.leaf: owner.name for owner in network.parameters}
         (position,) = origin.site
         where = f"parameter {names[position]}" if position in names else f"argument {position - network.num_parameters}"
-        return NonFinite("input", "input", where, names.get(position), None)
-    return NonFinite(
-        origin.phase, origin.operation, user_source(origin.source), _layer_before(network, origin.site), origin.step
-    )
+        return NonFinite("input", "input", where, names.get(position), None), origin.site
+    layer, source = _layer_before(network, origin.site), user_source(origin.source)
+    return NonFinite(origin.phase, origin.operation, source, layer, origin.step), origin.site
 
 
 def _layer_before(network: Network, site: Site) -> str | None:
@@ -221,15 +269,18 @@ def _layer_before(network: Network, site: Site) -> str | None:
     return best
 
 
-def _notes(network: Network, layout: Layout, facts: Facts, gains: Sequence[float] | None) -> tuple[str, ...]:
+def _notes(network: Network, layout: Layout, facts: Facts, followed: bool, closed: Sequence[int]) -> tuple[str, ...]:
     notes = list(network.notes)
+    if closed:
+        names = ", ".join(network.layers[index].name for index in closed)
+        notes.append(f"{names}: zero, and open after one step; measured with weights drawn in their place.")
     if layout.mixes:
         notes.append(
             "Examples depend on one another (as with BatchNorm in training), so the whole batch is one state and there "
             "is one Jacobian a block, not one an example."
         )
     logs = [abs(block.statistics.log10_input_signal) for chain in facts.chains for block in chain]
-    if gains is not None and facts.has_signal and facts.nonfinite is None and max(logs, default=0.0) > _FAR:
+    if followed and facts.has_signal and facts.nonfinite is None and max(logs, default=0.0) > _FAR:
         notes.append("Signals that left the range of the floating-point type were followed in log space.")
     if not facts.has_signal and facts.nonfinite is None:
         notes.append("The loss's gradient is zero at the network's output; a random direction was followed instead.")

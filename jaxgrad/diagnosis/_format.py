@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from jaxgrad.diagnosis._report import NonFinite, Remedy
 
+_LONG_CODE = 24
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -59,6 +61,19 @@ def times(log10: float) -> str:
     mantissa = f"{10 ** (log10 - exponent):.1f}"
     # 9.96 rounds to 10.0, which belongs to the next power.
     return f"×1.0e{exponent + 1}" if mantissa == "10.0" else f"×{mantissa}e{exponent}"
+
+
+def signed(log10: float) -> str:
+    """A log10 as a step: ``+0.31``, ``−12.5``, ``−∞``."""
+    if not math.isfinite(log10):
+        return "nan" if math.isnan(log10) else "+∞" if log10 > 0 else "−∞"
+    text = f"{log10:+.2f}" if abs(log10) < 0.995 else f"{log10:+.1f}"
+    return "0" if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """The factors between two log10: ``0.97–1.03``."""
+    return f"{times(low)[1:]}–{times(high)[1:]}"
 
 
 def power(exponent: float) -> str:
@@ -114,14 +129,111 @@ def elide(text: str, width: int) -> str:
     return f"{text[:head]}…{text[len(text) - tail :]}"[:width]
 
 
+def likelihood(confidence: float) -> str:
+    """A confidence in words: percentages are left to shares, as two kinds of them beside each other confuse."""
+    for least, words in ((0.95, "almost certain"), (0.8, "very likely"), (0.5, "likely"), (0.0, "possible")):
+        if confidence >= least:
+            return words
+    return "uncertain"
+
+
+class Change(NamedTuple):
+    """A change with its code taken out of the words.
+
+    Attributes:
+      words: Pairs of a piece of the sentence and whether it is code.
+      lines: Code that has a line of its own.
+    """
+
+    words: tuple[tuple[str, bool], ...]
+    lines: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """The words alone, without the colon that announced the code."""
+        return "".join(piece for piece, _ in self.words).rstrip(": ")
+
+
+def words_and_code(change: str) -> Change:
+    """Take the code out of a change.
+
+    Args:
+      change: Words, with code between backquotes.
+
+    Returns:
+      The words, with short code among them; code after a colon, and long code, has a line of its own. A backquote
+      without its partner is a character like any other.
+    """
+    pieces = change.split("`")
+    if len(pieces) % 2 == 0:
+        pieces[-2:] = ["`".join(pieces[-2:])]
+    words: list[tuple[str, bool]] = []
+    lines: list[str] = []
+    for i, piece in enumerate(pieces):
+        if not piece.strip():
+            continue
+        announced = bool(words) and words[-1][0].rstrip().endswith(":")
+        if i % 2 and words and (announced or len(piece) > _LONG_CODE):
+            lines.append(piece.strip())
+            words[-1] = (words[-1][0].rstrip(), words[-1][1])
+        elif i % 2 == 0 and lines and words:
+            # The sentence goes on after the code, which now stands below it.
+            words[-1] = (words[-1][0].rstrip(": "), words[-1][1])
+            words.append((piece, False))
+        else:
+            words.append((piece, bool(i % 2)))
+    return Change(tuple(words), tuple(lines))
+
+
 def outcome(remedy: Remedy) -> str:
     """What became of a remedy, in words."""
     if not remedy.verified:
-        nearer = math.isfinite(remedy.after) and abs(remedy.after) <= abs(remedy.before) - 1
-        return "helped, but not enough" if nearer else "did not help"
+        if remedy.confirmed:
+            return "helps in training, though the gain is not healthy"
+        return "helped, but not enough" if _nearer(remedy) else "did not help"
     if remedy.confirmed is None:
         return "verified"
     return "verified, and training confirms it" if remedy.confirmed else "verified, but training does not confirm it"
+
+
+class Advice(NamedTuple):
+    """The remedies by what the reader shall do with them.
+
+    Attributes:
+      best: The one to take, or ``None`` where nothing helped.
+      others: Those that make the network healthy too, or were trained with.
+      partial: Those that helped, but not enough.
+      useless: Those that did not help.
+    """
+
+    best: Remedy | None
+    others: tuple[Remedy, ...]
+    partial: tuple[Remedy, ...]
+    useless: tuple[Remedy, ...]
+
+
+def advise(remedies: Sequence[Remedy]) -> Advice:
+    """Sort out the remedies. The first is verified where one is, and none that training speaks against."""
+    helpful = [remedy for remedy in remedies if remedy.verified or remedy.confirmed or _nearer(remedy)]
+    useless = tuple(remedy for remedy in remedies if remedy not in helpful)
+    if not helpful:
+        return Advice(None, (), (), useless)
+    best = helpful.pop(
+        min(range(len(helpful)), key=lambda i: (helpful[i].confirmed is False, not helpful[i].verified, i))
+    )
+    whole = [remedy.verified or remedy.confirmed is not None for remedy in helpful]
+    others = tuple(itertools.compress(helpful, whole))
+    partial = tuple(itertools.compress(helpful, (not is_whole for is_whole in whole)))
+    return Advice(best, others, partial, useless)
+
+
+def has_gains(remedy: Remedy) -> bool:
+    """Whether a remedy's gains say anything: not where the signal was and stays as it should be, or is unknown."""
+    near_one = max(abs(remedy.before), abs(remedy.after)) < 0.5
+    return not (near_one or math.isnan(remedy.before) or math.isnan(remedy.after))
+
+
+def _nearer(remedy: Remedy) -> bool:
+    return math.isfinite(remedy.after) and abs(remedy.after) <= abs(remedy.before) - 1
 
 
 def place_of_nonfinite(made: NonFinite) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxgrad.diagnosis._charts import (
+    class_,
     depth_chart,
     escape,
     histogram_chart,
@@ -15,18 +16,23 @@ from jaxgrad.diagnosis._charts import (
     spectrum_chart,
 )
 from jaxgrad.diagnosis._format import (
-    log10_number,
+    Change,
+    advise,
+    has_gains,
+    likelihood,
     number,
     outcome,
     percent,
     place_of_nonfinite,
-    shape,
     shared_affixes,
     times,
+    words_and_code,
 )
+from jaxgrad.diagnosis._html_tables import block_table, layer_table
+from jaxgrad.diagnosis._row_charts import training_chart, waterfall_chart
 from jaxgrad.diagnosis._series import (
-    blamed_blocks,
-    blamed_layers,
+    Axis,
+    cones,
     forward_curves,
     histogram_layers,
     log_axis,
@@ -35,20 +41,12 @@ from jaxgrad.diagnosis._series import (
     spectrum_bands,
 )
 from jaxgrad.diagnosis._style import style_sheet
+from jaxgrad.diagnosis._waterfall import waterfall
 
 if TYPE_CHECKING:
-    from jaxgrad.diagnosis._report import BlockStatistics, LayerStatistics, Report
+    from jaxgrad.diagnosis._report import Finding, Remedy, Report
 
 _MOST_HISTOGRAMS = 36
-
-
-class _Column(NamedTuple):
-    """A column of a table: its heading, its cell as HTML, whether text (left) or a number, what the heading means."""
-
-    heading: str
-    cell: Callable[..., str]
-    text: bool = False
-    meaning: str = ""
 
 
 def document(report: Report) -> str:
@@ -62,12 +60,15 @@ def document(report: Report) -> str:
     """
     parts = (
         _header(report),
-        _findings(report),
-        _remedies(report),
+        _findings("Cause", report, report.findings[:1]),
+        _first_remedy(report),
+        _findings("Also found", report, report.findings[1:]),
+        _more_remedies(report),
+        _facts(report),
         _pictures(report),
         _histograms(report),
-        _block_table(report),
-        _layer_table(report),
+        block_table(report),
+        layer_table(report),
         _notes(report),
         _footer(report),
     )
@@ -94,21 +95,34 @@ def fragment(report: Report) -> str:
     Returns:
       One ``<div>`` with its own style sheet, which touches nothing outside it.
     """
-    pictures = f'<div class="pictures">{_signal_figure(report)}</div>' if report.blocks else ""
-    table = _layer_table(report, heading=False)
+    figures = _blame_figure(report) + (_signal_figure(report) if report.blocks else "")
+    table = layer_table(report, heading=False)
     layers = f"<details><summary>Layers ({len(report.layers)})</summary>{table}</details>" if table else ""
     return (
         f'<div class="jaxgrad note v-{escape(report.verdict)}"><style>{style_sheet(report.verdict)}</style>'
-        + _header(report, facts=False)
-        + _findings(report)
-        + _remedies(report)
-        + ("<h2>Backward signal</h2>" + pictures if pictures else "")
+        + _header(report)
+        + _findings("Cause", report, report.findings[:1])
+        + _first_remedy(report)
+        + _findings("Also found", report, report.findings[1:])
+        + _more_remedies(report)
+        + (f'<h2>Backward signal</h2><div class="pictures">{figures}</div>' if figures else "")
         + layers
         + "</div>"
     )
 
 
-def _header(report: Report, *, facts: bool = True) -> str:
+def _header(report: Report) -> str:
+    made = report.nonfinite
+    return (
+        f'<header><div class="top"><span class="badge">{escape(report.verdict)}</span>'
+        '<span class="soft small">jaxgrad report</span></div>'
+        f"<h1>{escape(report.summary)}</h1>"
+        + (f'<p class="soft">First NaN or infinity: {escape(place_of_nonfinite(made))}.</p>' if made else "")
+        + "</header>"
+    )
+
+
+def _facts(report: Report) -> str:
     values = [
         ("Total gain", times(report.log10_total_gain)) if report.blocks else ("Blocks", "0"),
         ("Loss", number(report.loss, 4)),
@@ -119,51 +133,104 @@ def _header(report: Report, *, facts: bool = True) -> str:
         ("Level", report.level),
     ]
     items = "".join(
-        f"<div{_class('main', when=i == 0)}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        f"<div{class_('main', when=i == 0)}><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
         for i, (name, value) in enumerate(dict(values).items())
     )
-    made = report.nonfinite
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _findings(title: str, report: Report, findings: Sequence[Finding]) -> str:
+    cards = []
+    for finding in findings:
+        place = "the whole network" if finding.layer is None else f"<code>{escape(finding.layer)}</code>"
+        symptom = f'<span class="soft">{escape(finding.symptom)}:</span> ' if finding.symptom != report.verdict else ""
+        share = ""
+        if finding.share is not None and math.isfinite(finding.share):
+            filled = 100 * min(max(finding.share, 0.0), 1.0)
+            share = (
+                f'<span><span class="meter"><i style="width:{filled:.0f}%"></i></span>'
+                f"{percent(finding.share)} of it</span>"
+            )
+        cards.append(
+            f'<li class="card finding"><h3>{symptom}<em>{escape(finding.cause)}</em> <span>in {place}</span></h3>'
+            f"<p>{escape(finding.evidence)}</p>"
+            f'<div class="foot">{share}<span>{likelihood(finding.confidence)}</span></div></li>'
+        )
+    return f'<section><h2>{title}</h2><ol class="cards">{"".join(cards)}</ol></section>' if cards else ""
+
+
+def _first_remedy(report: Report) -> str:
+    best = advise(report.remedies).best
+    if best is None:
+        return ""
+    title = "What to do" if best.verified else "What helps most"
     return (
-        f'<header><div class="top"><span class="badge">{escape(report.verdict)}</span>'
-        '<span class="soft small">jaxgrad report</span></div>'
-        f"<h1>{escape(report.summary)}</h1>"
-        + (f'<p class="soft">First NaN or infinity: {escape(place_of_nonfinite(made))}.</p>' if made else "")
-        + (f'<dl class="facts">{items}</dl>' if facts else "")
-        + "</header>"
+        f'<section><h2>{title} <span class="soft small">measured on this network and batch</span></h2>'
+        f'<ol class="card remedies">{_remedy(best, remedy_axis(report.remedies))}</ol></section>'
     )
 
 
-def _findings(report: Report) -> str:
-    cards = []
-    for finding in report.findings:
-        place = "the whole network" if finding.layer is None else f"<code>{escape(finding.layer)}</code>"
-        share = min(max(finding.confidence, 0.0), 1.0) if math.isfinite(finding.confidence) else 0.0
-        cards.append(
-            f'<li class="card finding"><h3><em>{escape(finding.symptom)}</em> <span>{place}</span></h3>'
-            f"<p>{escape(finding.evidence)}</p>"
-            f'<div class="foot"><span>cause: <code>{escape(finding.cause)}</code></span>'
-            f'<span><span class="meter"><i style="width:{100 * share:.0f}%"></i></span>'
-            f"{percent(finding.confidence)} confident</span></div></li>"
-        )
-    return f'<section><h2>Findings</h2><ol class="cards">{"".join(cards)}</ol></section>' if cards else ""
-
-
-def _remedies(report: Report) -> str:
+def _more_remedies(report: Report) -> str:
+    advice = advise(report.remedies)
     axis = remedy_axis(report.remedies)
-    rows = [
-        f"<li{_class('yes', when=remedy.verified)}>"
-        f'<span class="mark" aria-hidden="true">{"✓" if remedy.verified else "✗"}</span>'
-        f'<div class="change"><b>{escape(remedy.change)}</b> <code class="soft">{escape(remedy.kind)}</code>'
-        f'<div class="outcome">{outcome(remedy)}</div></div>'
-        f'<div class="gains">{times(remedy.before)} → <b>{times(remedy.after)}</b>'
-        f"{remedy_chart(remedy, axis)}</div></li>"
-        for remedy in report.remedies
-    ]
-    if not rows:
-        return ""
+    parts = []
+    if advice.others:
+        rows = "".join(_remedy(remedy, axis) for remedy in advice.others)
+        parts.append(f'<section><h2>Other remedies</h2><ol class="card remedies">{rows}</ol></section>')
+    for title, remedies, kind in (
+        ("Helped, but not enough", advice.partial, "partial"),
+        ("Tried, not helpful", advice.useless, "useless"),
+    ):
+        if remedies:
+            rows = "".join(_short_remedy(remedy) for remedy in remedies)
+            parts.append(f'<section><h2>{title}</h2><ul class="tried {kind} small">{rows}</ul></section>')
+    return "".join(parts)
+
+
+def _remedy(remedy: Remedy, axis: Axis) -> str:
+    gains = ""
+    if has_gains(remedy):
+        gains = (
+            f'<div class="gains"><span class="soft">total gain</span> {times(remedy.before)} → '
+            f"<b>{times(remedy.after)}</b>{remedy_chart(remedy, axis)}</div>"
+        )
+    good = remedy.verified and remedy.confirmed is not False
+    mark = "✓" if good else "~"
     return (
-        '<section><h2>Remedies tried <span class="soft small">total gain before → after, measured on this network '
-        f'and batch; the dashed line is ×1</span></h2><ol class="card remedies">{"".join(rows)}</ol></section>'
+        f'<li{class_("yes", when=good)}><span class="mark" aria-hidden="true">{mark}</span>'
+        f'<div class="change">{_change(remedy)}<div class="outcome">{outcome(remedy)}</div></div>'
+        f"{gains}{training_chart(remedy)}</li>"
+    )
+
+
+def _short_remedy(remedy: Remedy) -> str:
+    change = words_and_code(remedy.change)
+    lines = " ".join(f"<code>{escape(line)}</code>" for line in change.lines)
+    gain = f' <span class="gains">{times(remedy.after)}</span>' if has_gains(remedy) else ""
+    return f"<li>{_sentence(change)} {lines}{gain}</li>"
+
+
+def _change(remedy: Remedy) -> str:
+    change = words_and_code(remedy.change)
+    lines = "\n".join(map(escape, change.lines))
+    return f"<b>{_sentence(change)}</b>" + (f'<code class="line">{lines}</code>' if lines else "")
+
+
+def _sentence(change: Change) -> str:
+    return "".join(f"<code>{escape(piece)}</code>" if code else escape(piece) for piece, code in change.words)
+
+
+def _blame_figure(report: Report) -> str:
+    fall = waterfall(report)
+    if fall is None:
+        return ""
+    chains = (
+        f" Of {fall.num_chains} chains of blocks, the one with the most extreme gain." if fall.num_chains > 1 else ""
+    )
+    return (
+        '<figure class="card chart wide"><figcaption><h3>What moves the signal</h3>'
+        "<p>Powers of ten by which each part of the network changes the gradient on its way from the loss back to the "
+        f"input; to the left it shrinks.{chains}</p></figcaption>{waterfall_chart(fall, report.blocks)}</figure>"
     )
 
 
@@ -171,11 +238,13 @@ def _signal_figure(report: Report) -> str:
     curves = signal_curves(report)
     axis = log_axis([value for curve in curves for value in curve.values])
     title = f"Backward signal against depth; total gain {times(report.log10_total_gain)}"
+    found = cones(report)
+    shaded = " Shaded: where 95 % of networks of these widths would lie that keep the signal." if found else ""
     return (
         '<figure class="card chart wide"><figcaption><h3>Backward signal</h3>'
         "<p>Root mean square of the loss's gradient at each block boundary, scaled to norm 1 at the output. "
-        "Backpropagation runs from right to left; flat is healthy.</p></figcaption>"
-        f"{depth_chart(curves, axis, report.blocks, marks(report), title)}</figure>"
+        "Backpropagation runs from right to left; flat is healthy."
+        f"{shaded}</p></figcaption>{depth_chart(curves, axis, report.blocks, marks(report), title, found)}</figure>"
     )
 
 
@@ -205,7 +274,11 @@ def _pictures(report: Report) -> str:
         f'<figure class="card chart"><figcaption><h3>Jacobian spectra</h3><p>{explanation}</p></figcaption>'
         f"{picture}</figure>"
     )
-    figures = f"{_signal_figure(report)}{forward}{spectra}"
+    signals = [_signal_figure(report), _blame_figure(report)]
+    # Where the signal goes wrong, what does it is the first question.
+    if report.verdict in {"vanishing", "exploding", "dead"} and not abs(report.log10_total_gain) < 1:
+        signals.reverse()
+    figures = f"{''.join(signals)}{forward}{spectra}"
     return f'<section><h2>Across the network</h2><div class="pictures">{figures}</div></section>'
 
 
@@ -218,96 +291,6 @@ def _histograms(report: Report) -> str:
     some = f' <span class="soft small">{len(drawn)} of {total} layers</span>' if total > len(drawn) else ""
     figures = "".join(histogram_chart(layer, histogram, head, tail) for layer, histogram in drawn)
     return f'<section><h2>Activations{some}</h2><div class="card histograms">{figures}</div></section>'
-
-
-def _block_table(report: Report) -> str:
-    axis = log_axis([block.log10_input_signal for block in report.blocks])
-    columns = [
-        _Column("signal", lambda b: _bar(axis.fraction(b.log10_input_signal), b.log10_input_signal), True),
-        _Column("log10", lambda b: log10_number(b.log10_input_signal), meaning="log10 of the signal at the input"),
-        _Column("gain", lambda b: times(b.log10_gain), meaning="Signal at the input over signal at the output"),
-        _Column("rms in", lambda b: number(b.input_rms)),
-        _Column("rms out", lambda b: number(b.output_rms)),
-    ]
-    if any(block.predicted_log10_gain is not None for block in report.blocks):
-        meaning = "What mean-field theory predicts for the gain from the sizes of the weights"
-        columns.insert(
-            3,
-            _Column(
-                "theory",
-                lambda b: "–" if b.predicted_log10_gain is None else times(b.predicted_log10_gain),
-                meaning=meaning,
-            ),
-        )
-    if any(block.spectrum is not None for block in report.blocks):
-        columns += [
-            _Column("σ max", lambda b: number(b.spectrum and b.spectrum.sigma_max), meaning="Largest singular value"),
-            _Column("σ min", lambda b: number(b.spectrum and b.spectrum.sigma_min), meaning="Smallest"),
-            _Column("mean σ²", lambda b: number(b.spectrum and b.spectrum.mean_square)),
-            _Column("stable rank", lambda b: number(b.spectrum and b.spectrum.stable_rank)),
-        ]
-    columns.append(_Column("shape", lambda b: f"{shape(b.input_shape)} → {shape(b.output_shape)}", True))
-    names = [block.name for block in report.blocks]
-    table = _table("Blocks", names, report.blocks, columns, blamed_blocks(report))
-    return f"<section><h2>Blocks</h2>{table}</section>" if table else ""
-
-
-def _layer_table(report: Report, *, heading: bool = True) -> str:
-    columns = [
-        _Column("activation", lambda a: escape(a.activation or "–"), True),
-        _Column("mean", lambda a: number(a.activation_mean)),
-        _Column("std", lambda a: number(a.activation_std)),
-        _Column("saturated", lambda a: percent(a.saturated_fraction), meaning="Entries where the slope is small"),
-        _Column("dead", lambda a: percent(a.dead_fraction), meaning="Units whose slope is 0 on every example"),
-        _Column("‖w‖", lambda a: number(a.parameter_norm), meaning="Norm of the parameter"),
-        _Column("‖∇w‖", lambda a: number(a.gradient_norm), meaning="Norm of the gradient"),
-    ]
-    if any(layer.update_ratio is not None for layer in report.layers):
-        columns.append(_Column("‖Δw‖ / ‖w‖", lambda a: number(a.update_ratio), meaning="First update over parameter"))
-    columns += [
-        _Column("operation", lambda a: escape(a.operation), True),
-        _Column("weight", lambda a: shape(a.weight_shape), True),
-    ]
-    names = [layer.name for layer in report.layers]
-    blamed = {i for i, name in enumerate(names) if name in blamed_layers(report)}
-    table = _table("Layers", names, report.layers, columns, blamed)
-    return f"<section><h2>Layers</h2>{table}</section>" if table and heading else table
-
-
-def _table(
-    title: str,
-    names: Sequence[str],
-    rows: Sequence[LayerStatistics] | Sequence[BlockStatistics],
-    columns: Sequence[_Column],
-    blamed: set[int],
-) -> str:
-    if not rows:
-        return ""
-    head, tail = shared_affixes(names)
-    headings = "".join(
-        f'<th scope="col"{_class("text", when=column.text)} title="{column.meaning}">{column.heading}</th>'
-        for column in columns
-    )
-    lines = []
-    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
-        own = escape(name[len(head) : len(name) - len(tail)])
-        whole = f'<span class="soft">{escape(head)}</span>{own}<span class="soft">{escape(tail)}</span>'
-        cells = "".join(f"<td{_class('text', when=column.text)}>{column.cell(row)}</td>" for column in columns)
-        lines.append(f'<tr{_class("blamed", when=i in blamed)}><th scope="row"><code>{whole}</code></th>{cells}</tr>')
-    return (
-        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0"><table><thead><tr>'
-        f'<th scope="col" class="text">{title.lower()[:-1]}</th>{headings}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _class(name: str, *, when: bool) -> str:
-    return f' class="{name}"' if when else ""
-
-
-def _bar(fraction: float, value: float) -> str:
-    share = 0.0 if math.isnan(value) or value == -math.inf else 100 * fraction
-    return f'<span class="bar"><i style="width:{share:.0f}%"></i></span>'
 
 
 def _notes(report: Report) -> str:

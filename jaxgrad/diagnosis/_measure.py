@@ -8,13 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgrad._norms import accumulator
-from jaxgrad.spectra._blocks import block_values, depth_function, time_function
-from jaxgrad.spectra._examples import Layout
+from jaxgrad._norms import accumulator, is_inexact
 from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import Site, evaluate, replay
+from jaxgrad.tracing._interpret import Program, Site, evaluate, replay
 from jaxgrad.tracing._layers import Activation, LayerSite, downstream
 
 _SAMPLE = 16384  # values kept of an activation, for its histogram
@@ -53,40 +50,51 @@ class Measurement(NamedTuple):
       loss: The loss.
       rms: Root mean square of the activation at each cut's site.
       signal: Euclidean norm of dL/d(activation) there, the loss multiplied by the seed.
-      signal_rms: Root mean square of the same.
       parameter_norms: Norm of each layer's parameter.
       gradient_norms: Norm of the gradient with respect to it, the loss multiplied by the seed.
       update_norms: Norm of the optimizer's first update of it; empty without an optimizer.
       activations: Statistics after each layer.
+      alike: Whether the units of each layer all have the same weights, other than zero.
+      entries: For layers that no other comes before, mean and standard deviation of each feature that enters.
     """
 
     loss: Any
     rms: dict[Site, Any]
     signal: dict[Site, Any]
-    signal_rms: dict[Site, Any]
     parameter_norms: list[Any]
     gradient_norms: list[Any]
     update_norms: list[Any]
     activations: list[ActivationMoments]
+    alike: list[Any]
+    entries: dict[int, tuple[Any, Any]]
 
 
-def measurement(network: Network, optimizer: Any = None) -> Callable[[list[Any], Any], Measurement]:
+def measurement(
+    network: Network,
+    updates: Callable[[Sequence[Any], Mapping[int, Any]], Mapping[int, Any]] | None = None,
+    *,
+    light: bool = False,
+) -> Callable[[list[Any], Any], Measurement]:
     """Return the compiled function that measures a network.
 
     Args:
       network: A traced network whose first output is the loss.
-      optimizer: An optax transformation whose first update to measure, or ``None``.
+      updates: Returns the first updates to measure from inputs and gradients by leaf, or ``None``.
+      light: Whether to leave out what no verdict rests on: gradients by parameters stand as 0, and of the activations
+        only the dead units are counted.
 
     Returns:
       A function of the program's inputs and of a seed that the loss is multiplied by.
     """
     program = network.program
-    leaves = [owner.leaf for owner in network.parameters]
+    leaves = [] if light else [owner.leaf for owner in network.parameters]
     after = [activation_after(network, site) for site in network.sites]
     cut_sites = list(dict.fromkeys(site for cut in network.cuts for site in cut.sites))
     wanted = set(cut_sites)
     for site, activation in zip(network.sites, after, strict=True):
         wanted |= _needed(site, activation)
+    entries = entering_layers(network)
+    wanted |= {(*network.sites[index].loops, network.sites[index].data) for index in entries}
 
     @jax.jit
     def measure(inputs: list[Any], seed: Any) -> Measurement:
@@ -103,18 +111,24 @@ def measurement(network: Network, optimizer: Any = None) -> Callable[[list[Any],
         loss, pull, kept = jax.vjp(run, parameters, taps, has_aux=True)
         gradients, signals = pull(jnp.asarray(seed, loss.dtype))
         by_leaf = dict(zip(leaves, gradients, strict=True))
-        updates = {} if optimizer is None else _updates(network, inputs, by_leaf, optimizer)
-        weights = [_main_owner(network, site) for site in network.sites]
+        first = {} if updates is None else updates(inputs, by_leaf)
+        weights = [main_owner(network, site) for site in network.sites]
         return Measurement(
             loss=loss,
             rms={site: _rms(kept[site], stacked=len(site) > 1) for site in cut_sites},
-            signal={site: _norm(signals[site], stacked=len(site) > 1) for site in cut_sites},
-            signal_rms={site: _rms(signals[site], stacked=len(site) > 1) for site in cut_sites},
-            parameter_norms=[_norm(inputs[owner.leaf][owner.index]) for owner in weights],
-            gradient_norms=[_norm(by_leaf[owner.leaf][owner.index]) for owner in weights],
-            update_norms=[_norm(updates[owner.leaf][owner.index]) for owner in weights] if updates else [],
+            signal={site: norm(signals[site], stacked=len(site) > 1) for site in cut_sites},
+            parameter_norms=[norm(inputs[owner.leaf][owner.index]) for owner in weights],
+            gradient_norms=[
+                norm(by_leaf[owner.leaf][owner.index]) if owner.leaf in by_leaf else jnp.zeros(()) for owner in weights
+            ],
+            update_norms=[norm(first[owner.leaf][owner.index]) for owner in weights] if first else [],
+            alike=[
+                _alike(site, inputs[owner.leaf][owner.index])
+                for site, owner in zip(network.sites, weights, strict=True)
+            ],
+            entries={index: _features(network.sites[index], kept) for index in entries},
             activations=[
-                _moments(network, site, activation, kept, seed)
+                _moments(network, site, activation, kept, None if light else seed)
                 for site, activation in zip(network.sites, after, strict=True)
             ],
         )
@@ -122,9 +136,73 @@ def measurement(network: Network, optimizer: Any = None) -> Callable[[list[Any],
     return measure
 
 
-def _main_owner(network: Network, site: LayerSite) -> Any:
+def main_owner(network: Network, site: LayerSite) -> Any:
     sizes = [math.prod(aval.shape) for aval in network.signature.avals]
     return max(site.owners, key=lambda owner: sizes[owner.leaf])
+
+
+def entering_layers(network: Network) -> list[int]:
+    """Return the layers that take numbers in which no other layer had a part, by position in ``Network.layers``."""
+    passed: dict[Site, set[int]] = {(): _passed(network.program, set())}
+    found = []
+    for index, site in enumerate(network.sites):
+        if site.loops not in passed:
+            outer = passed.get(site.loops[:-1], set())
+            (equation,) = [
+                e for e in network.holder(site.loops).equations if e.outputs and e.outputs[0] == site.loops[-1]
+            ]
+            first = equation.loop.num_consts if equation.loop is not None else 0
+            last = first + (equation.loop.num_carry if equation.loop is not None else 0)
+            inside = zip(equation.inputs, site.program.inputs, strict=False)
+            late = {atom for place, (given, atom) in enumerate(inside) if first <= place < last or given in outer}
+            passed[site.loops] = _passed(site.program, late)
+        aval = site.program.avals[site.data]
+        fits = is_inexact(aval) and len(aval.shape) > 1 and _feature_axis(site) is not None
+        if fits and site.data not in passed[site.loops]:
+            found.append(index)
+    return found
+
+
+def _passed(program: Program, late: set[int]) -> set[int]:
+    """Return what a layer of the program, or what came in late, had a part in."""
+    passed = late | {output for position in program.layers for output in program.equations[position].outputs}
+    for equation in program.equations:
+        if not passed.isdisjoint(equation.operands):
+            passed.update(equation.outputs)
+    return passed
+
+
+def _feature_axis(site: LayerSite) -> int | None:
+    """Return the axis of a layer's input that holds the features it sums over, counted from the end."""
+    params, rank = site.equation.params, site.program.avals[site.data].ndim
+    if site.equation.operation == "conv_general_dilated":
+        return int(params["dimension_numbers"].lhs_spec[1]) - rank
+    if site.equation.operation == "dot_general":
+        contracted, _ = params["dimension_numbers"]
+        axes = contracted[0 if site.equation.inputs[0] == site.data else 1]
+        return int(axes[0]) - rank if len(axes) == 1 else None
+    return None
+
+
+def _features(site: LayerSite, kept: Mapping[Site, Any]) -> tuple[Any, Any]:
+    """Return mean and standard deviation of each feature."""
+    value = kept[(*site.loops, site.data)]
+    axis = _feature_axis(site) or -1
+    columns = jnp.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]).astype(accumulator(value))
+    return jnp.mean(columns, axis=0), jnp.std(columns, axis=0)
+
+
+def _alike(site: LayerSite, weight: Any) -> Any:
+    """Return whether all units of a layer have the same weights, other than zero."""
+    shape = site.program.avals[site.weight].shape
+    if site.equation.operation != "dot_general" or weight.shape != shape:
+        return jnp.asarray(False)
+    contracted, _ = site.equation.params["dimension_numbers"]
+    axes = contracted[0 if site.equation.inputs[0] == site.weight else 1]
+    if len(axes) != 1 or weight.ndim != 2 or weight.shape[1 - axes[0]] < 2:
+        return jnp.asarray(False)
+    columns = jnp.moveaxis(weight, axes[0], 0)
+    return jnp.all(columns == columns[:, :1]) & jnp.any(columns != 0)
 
 
 def activation_after(network: Network, site: LayerSite) -> Activation | None:
@@ -160,7 +238,7 @@ def _wide(value: Any) -> Any:
     return jnp.abs(value).astype(accumulator(value))
 
 
-def _norm(value: Any, *, stacked: bool = False) -> Any:
+def norm(value: Any, *, stacked: bool = False) -> Any:
     """Return the Euclidean norm, of each step where stacked; right over the whole range of the type."""
     axes = tuple(range(1 if stacked else 0, jnp.ndim(value)))
     wide = _wide(value)
@@ -174,38 +252,21 @@ def _norm(value: Any, *, stacked: bool = False) -> Any:
 
 def _rms(value: Any, *, stacked: bool = False) -> Any:
     size = math.prod(jnp.shape(value)[1 if stacked else 0 :])
-    return _norm(value, stacked=stacked) / math.sqrt(max(size, 1))
-
-
-def _updates(network: Network, inputs: Sequence[Any], gradients: Mapping[int, Any], optimizer: Any) -> dict[int, Any]:
-    """Return the optimizer's first update of each parameter leaf."""
-    signature = network.signature
-    static = {position for position, _ in signature.static}
-    numbers = iter(range(len(signature.avals)))
-    leaves = [None if position in static else next(numbers) for position in range(signature.treedef.num_leaves)]
-
-    def tree(values: Mapping[int, Any]) -> Any:
-        chosen = [None if number is None else values.get(number) for number in leaves]
-        return jax.tree_util.tree_unflatten(signature.treedef, chosen)[0]
-
-    parameters = tree({number: inputs[number] for number in gradients})
-    updates, _ = optimizer.update(tree(gradients), optimizer.init(parameters), parameters)
-    numbered = jax.tree_util.tree_leaves(tree({number: np.asarray(number) for number in gradients}))
-    flat = jax.tree_util.tree_leaves(updates)
-    return {int(number): update for number, update in zip(numbered, flat, strict=True)}
+    return norm(value, stacked=stacked) / math.sqrt(max(size, 1))
 
 
 def _moments(
     network: Network, site: LayerSite, activation: Activation | None, kept: Mapping[Site, Any], seed: Any
 ) -> ActivationMoments:
-    """Return the statistics of what follows a layer."""
+    """Return the statistics of what follows a layer; without a seed, the share of dead units alone."""
     none = jnp.asarray(jnp.nan, jnp.float32)
+    if activation is None and seed is None:
+        return ActivationMoments(none, none, none, none, none, none, none, jnp.zeros(0))
     if activation is None:
         value = kept[(*site.loops, site.equation.outputs[0])]
         mean, std, sample = _spread(value)
         return ActivationMoments(mean, std, none, none, none, none, none, sample)
     loops = activation.loops
-    mean, std, sample = _spread(kept[(*loops, activation.end)])
     operands = sorted(_outer_operands(activation))
     aval = network.aval((*loops, activation.start))
 
@@ -221,6 +282,13 @@ def _moments(
         stacked = jax.vmap(stacked)
     outer = [kept[(*loops, number)] for number in operands]
     slopes = _wide(stacked(kept[(*loops, activation.start)], outer))
+    units = {len(loops) + axis for axis in unit_axes(site, aval.shape)}
+    examples = tuple(axis for axis in range(slopes.ndim) if axis not in units)
+    dead = jnp.mean(jnp.all(slopes == 0, axis=examples).astype(jnp.float32))
+    if seed is None:
+        zero = jnp.zeros((), jnp.float32)
+        return ActivationMoments(none, none, none, none, zero, none, dead, jnp.zeros(0))
+    mean, std, sample = _spread(kept[(*loops, activation.end)])
     # The seed is no constant, which keeps the compiler from evaluating the grid ahead of time.
     size = math.prod(aval.shape)
     rows = math.ceil(_GRID / size)
@@ -231,8 +299,6 @@ def _moments(
     grid = _wide(jax.vmap(lambda z: slope(z.astype(aval.dtype), first))(points)).ravel()
     largest = jnp.nanmax(grid)
     saturates = (grid[0] < _SATURATED * largest) & (grid[-1] < _SATURATED * largest)
-    units = {len(loops) + axis for axis in unit_axes(site, aval.shape)}
-    examples = tuple(axis for axis in range(slopes.ndim) if axis not in units)
     return ActivationMoments(
         mean=mean,
         std=std,
@@ -240,7 +306,7 @@ def _moments(
         max_slope=largest,
         saturates=saturates.astype(jnp.float32),
         saturated=jnp.mean((slopes < _SATURATED * largest).astype(jnp.float32)),
-        dead=jnp.mean(jnp.all(slopes == 0, axis=examples).astype(jnp.float32)),
+        dead=dead,
         sample=sample,
     )
 
@@ -277,45 +343,3 @@ def _spread(value: Any) -> tuple[Any, Any, Any]:
     flat = jnp.ravel(value).astype(accumulator(value))
     stride = -(-flat.size // _SAMPLE) | 1  # odd, so that it does not fall in step with the units
     return jnp.mean(flat), jnp.std(flat), flat[::stride][:_SAMPLE]
-
-
-# --- the signal in log space -----------------------------------------------------------------------------------------
-
-
-def log_signals(network: Network, layout: Layout) -> Callable[[list[Any], Any], list[Any]]:
-    """Return the compiled function that pushes a signal back through every chain in log space.
-
-    The signal is scaled to norm 1 before each block, so that it neither underflows nor overflows at any depth. It
-    begins as the loss's gradient at the chain's end where that is usable, else along a random direction.
-
-    Args:
-      network: A traced network.
-      layout: Where the examples lie.
-
-    Returns:
-      A function of the program's inputs and a key, that gives log10 of the norm ratio of each block.
-    """
-
-    @jax.jit
-    def gains(inputs: list[Any], key: Any) -> list[Any]:
-        values = block_values(network, inputs, network.spans)
-        results: list[Any] = [None] * len(network.spans)
-        chain, cotangent = None, None
-        for index in reversed(range(len(network.spans))):
-            span = network.spans[index]
-            if span.kind == "time":
-                function, rows = time_function(network, layout, values, span, span.start.step)
-            else:
-                function, rows = depth_function(network, layout, values, span)
-            out, pull = jax.vjp(function, rows)
-            if chain != span.chain or cotangent is None:
-                cotangent = jax.random.normal(jax.random.fold_in(key, index), out.shape, out.dtype)
-            chain = span.chain
-            norm = _norm(cotangent)
-            usable = (norm > 0) & jnp.isfinite(norm)
-            unit = cotangent / jnp.where(usable, norm, jnp.ones_like(norm)).astype(cotangent.dtype)
-            (cotangent,) = pull(unit)
-            results[index] = jnp.where(usable, jnp.log10(_norm(cotangent)), -jnp.inf)
-        return results
-
-    return gains

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgrad._checks import message
-from jaxgrad.diagnosis._format import elide, number, percent, printable, shared_affixes, times
+from jaxgrad.diagnosis._format import number, percent, shared_affixes, times
+from jaxgrad.diagnosis._plot_text import shown as _shown
+from jaxgrad.diagnosis._row_plots import blame_figure, training_figure
 from jaxgrad.diagnosis._series import (
     Axis,
     Curve,
     blamed_layers,
+    cones,
     forward_curves,
     histogram_layers,
     log_axis,
@@ -45,12 +48,18 @@ class ReportFigures(NamedTuple):
       forward: The size of the activations against depth.
       spectra: Singular values of each block's Jacobian, or ``None`` where none were measured.
       histograms: Histograms of the layers' activations, or ``None`` where none were measured.
+      blame: What each part of the network does to the backward signal, from the loss to the input, or ``None`` where
+        the signal was not taken apart.
+      training: Losses of short training runs without and with each remedy that was confirmed or refuted by one, or
+        ``None`` where there was none.
     """
 
     signal: Figure
     forward: Figure
     spectra: Figure | None
     histograms: Figure | None
+    blame: Figure | None
+    training: Figure | None
 
 
 def figures(report: Report) -> ReportFigures:
@@ -79,12 +88,24 @@ def figures(report: Report) -> ReportFigures:
     signal, axes = _wide(Figure)
     axes.set_title(f"Backward signal: total gain {times(report.log10_total_gain)}" if report.blocks else "No block")
     axes.set_ylabel("rms of dL/d(activation)")
-    _draw_curves(axes, report, signal_curves(report))
+    curves = signal_curves(report)
+    _draw_curves(axes, report, curves)
+    axis = log_axis([value for curve in curves for value in curve.values])
+    for cone in cones(report):
+        low, high = ([axis.place(value) for value in ends] for ends in (cone.lows, cone.highs))
+        axes.fill_between(cone.positions, low, high, color=_NEUTRAL, alpha=0.2, linewidth=0, zorder=0.6)
     forward, axes = _wide(Figure)
     axes.set_title("Forward activations" if report.blocks else "No block")
     axes.set_ylabel("rms of the activation")
     _draw_curves(axes, report, forward_curves(report))
-    return ReportFigures(signal, forward, _spectra(Figure, report), _histograms(Figure, report))
+    return ReportFigures(
+        signal,
+        forward,
+        _spectra(Figure, report),
+        _histograms(Figure, report),
+        blame_figure(Figure, report),
+        training_figure(Figure, report),
+    )
 
 
 def _wide(figure_class: type[Figure]) -> tuple[Figure, Axes]:
@@ -239,17 +260,3 @@ def _frame(axes: Axes, report: Report, axis: Axis, *, boundaries: bool) -> None:
         place = float(mark.first if left else mark.last + 1), 1.0
         offset = (3.0 if left else -3.0), -3.0 - 13.0 * row
         axes.annotate(_shown(mark.label, _LONGEST_NAME), place, offset, **options)
-
-
-def _shown(name: str, most: int) -> str:
-    """A name that the fonts in use can draw: a character that they lack would warn at every drawing."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    fonts = []
-    for family in FontProperties().get_family():
-        try:
-            fonts.append(get_font(findfont(FontProperties(family=family), fallback_to_default=False)))
-        except ValueError:
-            continue
-    text = elide(printable(name), most)
-    return "".join(c if any(font.get_char_index(ord(c)) for font in fonts) else "?" for c in text) if fonts else text

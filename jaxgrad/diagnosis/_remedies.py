@@ -1,262 +1,389 @@
-"""Fixes, each one tried on the user's own network and batch and measured again."""
+"""Fixes, each one tried on the user's own network and batch, measured again, and the best confirmed by training."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxgrad.diagnosis import _findings
-from jaxgrad.diagnosis._findings import Decision, Facts, LayerFacts
+from jaxgrad.diagnosis import _changes, _findings, _probe, _wording
+from jaxgrad.diagnosis._changes import Change, Setup, critical_variances, together
+from jaxgrad.diagnosis._facts import Facts, LayerFacts
+from jaxgrad.diagnosis._findings import Decision
 from jaxgrad.diagnosis._report import Remedy
-from jaxgrad.diagnosis._statistics import facts_of, layer_statistics, leaves_range
-from jaxgrad.diagnosis._structure import has_skip, is_product
+from jaxgrad.diagnosis._statistics import constant_loss, facts_of, layer_statistics, leaves_range
+from jaxgrad.diagnosis._structure import has_skip
 from jaxgrad.diagnosis._study import Study
+from jaxgrad.diagnosis._wording import Framework, listed
 from jaxgrad.spectra._examples import Layout
-from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import evaluate
+from jaxgrad.tracing import _substitute
+from jaxgrad.tracing._interpret import Site
 
-_LARGEST_VARIANCE = 25.0  # times 1/fan-in; more than that saturates any nonlinearity
-_MARGIN = 2.0  # a remedy must leave the gain well inside the healthy range
+_MARGIN = 1.0  # log10 by which a remedy must leave the gain inside the healthy range
+_MOST_PAIRS = 3
+_MOST_CONFIRMED = 3
 _LEARNING_RATE = 1e-3  # for a confirmation without the user's own optimizer
+_SETTINGS = frozenset({"learning-rate", "target-scale", "input-scale", "loss"})
 
 
-class Trial(NamedTuple):
-    """A change to be tried.
+class Case(NamedTuple):
+    """What remedies are tried on.
 
     Attributes:
-      kind: What is changed.
-      change: The change in words.
-      network: The network with it.
-      inputs: The program's inputs with it.
-    """
-
-    kind: str
-    change: str
-    network: Network
-    inputs: list[Any]
-
-
-def try_remedies(
-    study: Study,
-    inputs: list[Any],
-    facts: Facts,
-    decision: Decision,
-    key: jax.Array,
-    optimizer: Any,
-    confirm_steps: int,
-) -> tuple[Remedy, ...]:
-    """Try each change that fits the verdict, and rank them by what they restore.
-
-    Args:
       study: The network and what was compiled for it.
       inputs: The program's inputs.
       facts: What was measured.
       decision: The verdict.
+      ruling: What a few steps of training showed, if anything.
+      optimizer: The user's optimizer, or ``None``.
+      framework: The framework the model is of.
+      singular: Where the first value that is not finite is made, or ``None``.
       key: For fresh weights.
-      optimizer: The user's optimizer, for the confirmation.
-      confirm_steps: How many steps to confirm the best remedy with.
+    """
+
+    study: Study
+    inputs: list[Any]
+    facts: Facts
+    decision: Decision
+    ruling: _probe.Probe | None
+    optimizer: Any
+    framework: Framework
+    singular: Site | None
+    key: jax.Array
+
+
+class _Tried(NamedTuple):
+    change: Change
+    setup: Setup
+    remedy: Remedy
+
+
+def try_remedies(case: Case, confirm_steps: int) -> tuple[Remedy, ...]:
+    """Try each change that fits the verdict, in pairs where none suffices alone, and rank them.
+
+    Args:
+      case: What to try them on.
+      confirm_steps: How many steps of training to confirm the best with; 0 for none.
 
     Returns:
-      The remedies: those that make the network healthy first, then those that come closest.
+      The remedies: those that make the network healthy first, of these the ones that change least; then those that
+      come closest.
     """
-    tried: list[tuple[Remedy, Trial]] = []
-    for trial in _trials(study, inputs, facts, decision, key):
-        after = _reassess(study, trial, key)
-        gain = after.log10_total_gain
-        verified = after.verdict == "healthy" and abs(gain) <= _MARGIN
-        tried.append((Remedy(trial.kind, trial.change, decision.log10_total_gain, gain, verified), trial))
-    order = sorted(range(len(tried)), key=lambda i: (not tried[i][0].verified, _distance(tried[i][0]), i))
-    remedies = [tried[i][0] for i in order]
-    if confirm_steps and remedies and remedies[0].verified:
-        best = tried[order[0]][1]
-        before = _train(study.network, inputs, optimizer, confirm_steps)
-        after_loss = _train(best.network, best.inputs, optimizer, confirm_steps)
-        better = math.isfinite(after_loss) and not after_loss >= before
-        remedies[0] = remedies[0]._replace(confirmed=better)
-    return tuple(remedies)
+    tried: list[_Tried] = []
+    for change in _fitting(case):
+        tried.append(_try(case, change))
+        if change.kind == "guard-operation" and tried[-1].remedy.verified:
+            break  # the one operation was to blame
+    if not any(entry.remedy.verified for entry in tried):
+        tried += [_try(case, change) for change in _pairs(tried)]
+    tried.sort(key=lambda entry: _rank(entry.remedy, entry.change))
+    if confirm_steps:
+        tried = _confirm(case, tried, confirm_steps)
+    return tuple(entry.remedy for entry in tried)
 
 
-def _distance(remedy: Remedy) -> float:
-    """Return how far from a gain of 1 a remedy leaves the network, in whole powers of ten."""
-    return float(round(abs(remedy.after))) if math.isfinite(remedy.after) else math.inf
+def _rank(remedy: Remedy, change: Change) -> tuple[bool, float, float]:
+    distance = float(round(abs(remedy.after))) if math.isfinite(remedy.after) else math.inf
+    return (False, change.cost, distance) if remedy.verified else (True, distance, change.cost)
 
 
-def _reassess(study: Study, trial: Trial, key: jax.Array) -> Decision:
-    """Measure a changed network and decide again."""
-    changed = study
-    if trial.network is not study.network:
-        changed = study.once(("trial", trial.change), lambda: Study(trial.network))
-        changed.network = trial.network
-        changed.compiled.setdefault("layout", study.compiled.get("layout", Layout(1, {}, False)))
-    measured, scale = changed.measure(trial.inputs)
-    network = changed.network
-    gains = changed.log_gains(trial.inputs, key) if leaves_range(network, measured, scale) else None
-    numbers = [measured.loss, *measured.gradient_norms, *measured.signal.values()]
-    finite = all(np.all(np.isfinite(number)) for number in numbers)
-    layers = layer_statistics(network, measured)
-    layout = changed.compiled["layout"]
-    spectra = [None] * len(network.blocks)
-    facts = facts_of(network, layout, measured, scale, gains, None, layers, trial.inputs, spectra, math.nan)
-    decision = _findings.decide(facts)
-    return decision if finite else decision._replace(verdict="nonfinite")
-
-
-def _trials(study: Study, inputs: list[Any], facts: Facts, decision: Decision, key: jax.Array) -> Iterator[Trial]:
-    """Yield the changes that fit, the smallest change first."""
-    network = study.network
-    causes = {finding.cause for finding in decision.findings}
-    known = {layer.name: layer for chain in facts.chains for block in chain for layer in block.layers}
-    if "target-scale" in causes:
-        yield Trial(
-            "standardize-targets", "standardize the targets", network, _standardized(network, inputs, targets=True)
-        )
-    if "input-scale" in causes:
-        yield Trial("standardize-inputs", "standardize the inputs", network, _standardized(network, inputs))
-    if decision.verdict == "nonfinite" or (decision.findings and "target-scale" in causes):
-        return
-    count = sum(has_skip(network, span) for span in network.spans)
-    if count and decision.verdict in {"exploding", "ill-conditioned"}:
-        scale = 1 / math.sqrt(count)
-        change = f"multiply each residual branch by 1/√{count} = {scale:.3g}"
-        yield Trial("scale-branch", change, network.substitute(branch_scale=scale), inputs)
-    if "recurrence" in causes:
-        yield Trial(
-            "orthogonal-recurrence",
-            "draw the recurrent weights as orthogonal matrices, scaled for their nonlinearity",
-            network,
-            _orthogonal_recurrence(network, inputs, known, key),
-        )
-    yield Trial("reinitialize", _reinitialize_words(known), network, _reinitialized(network, inputs, known, key))
-    names = {layer.activation for layer in facts.layers if layer.saturated_fraction is not None and layer.activation}
-    names -= {None}
-    if decision.verdict == "dead":
-        relu = {layer.activation for layer in facts.layers if layer.dead_fraction and layer.activation}
-        leaky = network.substitute(activation=jax.nn.leaky_relu, names=relu)
-        yield Trial("swap-activation", f"replace {_listed(relu)} by leaky_relu", leaky, inputs)
-        return
-    recurrent = any(chain and chain[0].statistics.kind == "time" for chain in facts.chains)
-    if names and decision.verdict == "vanishing" and not recurrent:
-        swapped = network.substitute(activation=jax.nn.relu, names=names)
-        change = f"replace {_listed(names)} by relu"
-        yield Trial("swap-activation", change, swapped, inputs)
-        he = {name: layer._replace(slope=math.sqrt(0.5)) if layer.saturates else layer for name, layer in known.items()}
-        both = _reinitialized(network, inputs, he, key)
-        yield Trial("swap-activation", f"{change}, with weights of variance 2/fan-in", swapped, both)
-    if not count and len(network.spans) > 2 and not recurrent:
-        skipped = network.substitute(skip=True)
-        if skipped.program.equations != network.program.equations:
-            change = "add each block's input to its output (a residual connection)"
-            yield Trial("add-residual", change, skipped, inputs)
-
-
-def _listed(names: Any) -> str:
-    return " and ".join(sorted(str(name) for name in names))
-
-
-def _standardized(network: Network, inputs: list[Any], *, targets: bool = False) -> list[Any]:
-    """Return the inputs with the network's float inputs (or the targets) at mean 0 and standard deviation 1."""
-    changed = list(inputs)
-    for position in range(network.num_parameters, len(network.signature.avals)):
-        aval = network.signature.avals[position]
-        if not jnp.issubdtype(aval.dtype, jnp.floating) or not aval.shape:
-            continue
-        reaches = any((*site.loops, site.data) == (position,) for site in network.sites)
-        if reaches == targets:
-            continue
-        mean, std = jnp.mean(inputs[position], axis=0, keepdims=True), jnp.std(inputs[position], axis=0, keepdims=True)
-        changed[position] = (inputs[position] - mean) / jnp.where(std > 0, std, jnp.ones_like(std))
-    return changed
-
-
-def _reinitialize_words(known: dict[str, LayerFacts]) -> str:
-    variances = sorted({round(_fitting_variance(layer), 2) for layer in known.values() if layer.fan_in > 1})
-    shown = (
-        " or ".join(f"{value:g}/fan-in" for value in variances[:2])
-        if len(variances) < 3
-        else (f"{variances[0]:g}/fan-in to {variances[-1]:g}/fan-in, by nonlinearity")
+def _pairs(tried: Sequence[_Tried]) -> Iterator[Change]:
+    """Yield the most promising combinations of two changes of different kinds."""
+    best = sorted(tried, key=lambda entry: _rank(entry.remedy, entry.change))
+    pairs = (
+        together(*sorted((first.change, second.change), key=lambda change: -change.cost))
+        for first, second in itertools.combinations(best, 2)
+        if first.change.family != second.change.family
     )
-    return f"draw the weights again with variance {shown}, biases at 0"
+    yield from itertools.islice(pairs, _MOST_PAIRS)
 
 
-def _fitting_variance(layer: LayerFacts) -> float:
-    """Return the variance times fan-in that makes up for the nonlinearity's slope."""
-    if math.isnan(layer.slope) or layer.slope <= 0:
-        return 1.0 if math.isnan(layer.slope) else 2.0
-    return min(1 / layer.slope**2, _LARGEST_VARIANCE)
+# --- measuring again -------------------------------------------------------------------------------------------------
 
 
-def _reinitialized(network: Network, inputs: list[Any], known: dict[str, LayerFacts], key: jax.Array) -> list[Any]:
-    """Return the inputs with fresh weights of a variance that fits each layer's nonlinearity, and biases at 0."""
-    changed = list(inputs)
-    weights = set()
-    for number, (layer, site) in enumerate(zip(network.layers, network.sites, strict=True)):
-        if not is_product(site) or layer.name not in known:
-            continue
-        facts = known[layer.name]
-        owner = _main_owner(network, site)
-        leaf = changed[owner.leaf]
-        std = math.sqrt(_fitting_variance(facts) / facts.fan_in)
-        fresh = jax.random.normal(jax.random.fold_in(key, number), leaf[owner.index].shape, jnp.float32) * std
-        changed[owner.leaf] = (
-            leaf.at[owner.index].set(fresh.astype(leaf.dtype)) if owner.index else fresh.astype(leaf.dtype)
-        )
-        weights.add(owner.leaf)
-    for owner in network.parameters:
-        if owner.leaf not in weights and owner.name.rsplit("/", 1)[-1].strip("_").lower() in {"b", "bias"}:
-            changed[owner.leaf] = jnp.zeros_like(changed[owner.leaf])
+def _try(case: Case, change: Change) -> _Tried:
+    setup = change.apply(Setup(case.study.network, case.inputs))
+    after = _reassess(case, change, setup)
+    gain, before = after.log10_total_gain, case.decision.log10_total_gain
+    verified = after.verdict == "healthy" and (
+        abs(after.log10_body_gain) <= _bound(case) - _MARGIN or _is_setting(case)
+    )
+    return _Tried(change, setup, Remedy(change.kind, change.words, before, gain, verified))
+
+
+def _bound(case: Case) -> float:
+    in_time = any(block.statistics.kind == "time" for chain in case.facts.chains for block in chain)
+    return _findings.EFFECT_IN_TIME if in_time else _findings.EFFECT
+
+
+def _is_setting(case: Case) -> bool:
+    """Return whether the fault is one of data, loss or optimizer, which says nothing of the gain over the depth."""
+    return bool(case.decision.findings) and case.decision.findings[0].cause in _SETTINGS
+
+
+def _study_of(case: Case, change: Change, setup: Setup) -> Study:
+    """Return the study of a changed network; what was compiled for the same change before serves again."""
+    if setup.network is case.study.network:
+        return case.study
+    changed = case.study.once(("changed", change.kind, change.words), lambda: Study(setup.network))
+    changed.network = setup.network
+    changed.compiled.setdefault("layout", case.study.compiled.get("layout", Layout(1, {}, False)))
     return changed
 
 
-def _orthogonal_recurrence(
-    network: Network, inputs: list[Any], known: dict[str, LayerFacts], key: jax.Array
-) -> list[Any]:
-    """Return the inputs with the square weights inside loops drawn as scaled orthogonal matrices."""
-    changed = list(inputs)
-    for number, (layer, site) in enumerate(zip(network.layers, network.sites, strict=True)):
-        shape = layer.weight_shape
-        if not site.loops or not is_product(site) or len(shape) != 2 or shape[0] != shape[1]:
-            continue
-        owner = _main_owner(network, site)
-        leaf = changed[owner.leaf]
-        if leaf[owner.index].shape != shape:
-            continue
-        draw = jax.nn.initializers.orthogonal(math.sqrt(_fitting_variance(known[layer.name])))
-        fresh = draw(jax.random.fold_in(key, number), shape, jnp.float32).astype(leaf.dtype)
-        changed[owner.leaf] = leaf.at[owner.index].set(fresh) if owner.index else fresh
-    return changed
+def _reassess(case: Case, change: Change, setup: Setup) -> Decision:
+    """Measure a changed setup and decide again."""
+    study = _study_of(case, change, setup)
+    network, inputs = study.network, setup.inputs
+    # The user's own network was measured whole: what was compiled for that serves again.
+    known = study is case.study
+    optimizer = case.optimizer if known else None
+    measured, scale, seed = study.measure(inputs, optimizer, light=case.singular is None and not known)
+    numbers = [measured.loss, *measured.gradient_norms, *measured.signal.values()]
+    sources = study.blame(inputs, seed, case.key) if leaves_range(network, measured, scale) else None
+    facts = facts_of(
+        network,
+        study.compiled["layout"],
+        measured,
+        scale,
+        inputs,
+        layer_statistics(network, measured),
+        sources=sources,
+        loss=None if case.facts.loss is None else study.loss_facts(inputs),
+    )
+    probed = None
+    if case.ruling is not None and case.optimizer is not None:
+        losses = study.train(inputs, case.optimizer, _probe.NUM_STEPS, setup.rate, setup.clip)
+        probed = _probe.still_wrong(losses, case.ruling)
+    decision = _findings.decide(facts, probed)
+    finite = all(np.all(np.isfinite(number)) for number in numbers)
+    return decision if finite or case.ruling is not None else decision._replace(verdict="nonfinite")
 
 
-def _main_owner(network: Network, site: Any) -> Any:
-    return max(site.owners, key=lambda owner: math.prod(network.signature.avals[owner.leaf].shape))
-
-
-def _train(network: Network, inputs: Sequence[Any], optimizer: Any, steps: int) -> float:
-    """Return the mean loss over the last tenth of a short training run on the batch given."""
+def _confirm(case: Case, tried: list[_Tried], num_steps: int) -> list[_Tried]:
+    """Train with the best remedies until one is better than none, and put it first."""
     import optax
 
-    optimizer = optax.adam(_LEARNING_RATE) if optimizer is None else optimizer
-    leaves = [owner.leaf for owner in network.parameters]
+    optimizer = optax.adam(_LEARNING_RATE) if case.optimizer is None else case.optimizer
+    before: tuple[float, ...] | None = None
+    verified = [entry for entry in tried if entry.remedy.verified]
+    for entry in verified[:_MOST_CONFIRMED]:
+        if before is None:
+            before = tuple(case.study.train(case.inputs, optimizer, num_steps))
+        study = _study_of(case, entry.change, entry.setup)
+        setup = entry.setup
+        after = tuple(study.train(setup.inputs, optimizer, num_steps, setup.rate, setup.clip))
+        units = (1.0, 1.0)
+        if setup.rescaled:
+            units = constant_loss(case.study.network, case.inputs), constant_loss(study.network, setup.inputs)
+        confirmed = _is_better(before, after, units)
+        remedy = entry.remedy._replace(confirmed=confirmed, losses_before=before, losses_after=after)
+        tried[tried.index(entry)] = entry._replace(remedy=remedy)
+        if confirmed:
+            break
+    return sorted(tried, key=lambda entry: not entry.remedy.confirmed)
 
-    def loss(parameters: list[Any]) -> Any:
-        full = list(inputs)
-        for leaf, value in zip(leaves, parameters, strict=True):
-            full[leaf] = value
-        return evaluate(network.program, full)[0][0]
 
-    def step(carry: Any, _: None) -> Any:
-        parameters, state = carry
-        value, gradients = jax.value_and_grad(loss)(parameters)
-        updates, state = optimizer.update(gradients, state, parameters)
-        return (optax.apply_updates(parameters, updates), state), value
+def _is_better(before: Sequence[float], after: Sequence[float], units: tuple[float, float]) -> bool:
+    """Return whether training ends lower, each loss in its own unit."""
+    last = max(1, len(after) // 10)
+    ends = [float(np.mean(losses[-last:])) / unit for losses, unit in zip((before, after), units, strict=True)]
+    if not math.isfinite(ends[1]):
+        return False
+    return not math.isfinite(ends[0]) or ends[1] < ends[0]
 
-    parameters = [inputs[leaf] for leaf in leaves]
-    run = jax.jit(
-        lambda parameters: jax.lax.scan(step, (parameters, optimizer.init(parameters)), None, length=steps)[1]
+
+# --- which changes fit -----------------------------------------------------------------------------------------------
+
+
+def _fitting(case: Case) -> Iterator[Change]:
+    """Yield the changes that fit what was found, the smallest first."""
+    causes = [finding.cause for finding in case.decision.findings]
+    network, verdict = case.study.network, case.decision.verdict
+    if "target-scale" in causes:
+        words = "standardize the targets: `y = (y - y.mean(0)) / y.std(0)`"
+        yield Change("standardize-targets", words, 0, _changes.standardize_targets)
+    if "input-scale" in causes:
+        line = "x = jaxgrad.normalization.standardize(jaxgrad.normalization.standardize_fit(x), x)"
+        yield Change("standardize-inputs", f"standardize the inputs: `{line}`", 0, _changes.standardize_inputs)
+    if case.ruling is not None:
+        yield from _rates(case)
+    if "loss" in causes:
+        yield from _losses(case)
+    if causes[:1] and causes[0] in _SETTINGS:
+        return
+    if verdict == "nonfinite":
+        yield from _guards(case)
+    known = {layer.name: layer for chain in case.facts.chains for block in chain for layer in block.layers}
+    recurrent = any(chain and chain[0].statistics.kind == "time" for chain in case.facts.chains)
+    if "recurrence" in causes:
+        yield from _recurrences(case, known)
+    count = sum(has_skip(network, span) for span in network.spans)
+    if count and verdict in {"exploding", "ill-conditioned", "nonfinite"}:
+        scale = 1 / math.sqrt(count)
+        words = f"multiply each residual branch by 1/√{count}: `x = x + {scale:.3g} * branch(x)`"
+        yield Change("scale-branch", words, 1, lambda s: s._replace(network=s.network.substitute(branch_scale=scale)))
+    yield from _weights(case, known)
+    yield from _activations(case, known, recurrent=recurrent)
+    if recurrent:
+        return
+    yield from _architectures(case, count)
+
+
+def _rates(case: Case) -> Iterator[Change]:
+    """Yield other learning rates."""
+    too_high = case.ruling is not None and case.ruling.too_high
+    for factor in (0.1, 0.01, 0.001) if too_high else (10.0, 100.0, 1000.0):
+        words = (
+            f"divide the learning rate by {1 / factor:.0f}"
+            if too_high
+            else f"multiply the learning rate by {factor:.0f}"
+        )
+        line = f"optax.chain(optimizer, optax.scale({factor:g}))"
+        kind = "lower-learning-rate" if too_high else "raise-learning-rate"
+        yield Change(kind, f"{words}: `{line}`", 0, lambda s, factor=factor: s._replace(rate=factor))
+    if too_high:
+        words = "clip the gradient by its global norm: `optax.chain(optax.clip_by_global_norm(1.0), optimizer)`"
+        yield Change("clip", words, 0, lambda s: s._replace(clip=1.0))
+
+
+def _losses(case: Case) -> Iterator[Change]:
+    """Yield the cross-entropy of logits that fits the labels."""
+    found = _changes.logits_and_labels(case.study.network, case.inputs)
+    if found is None:
+        return
+    output, labels, form = found
+    names = {
+        "softmax-integers": "optax.softmax_cross_entropy_with_integer_labels",
+        "softmax": "optax.softmax_cross_entropy",
+        "sigmoid": "optax.sigmoid_binary_cross_entropy",
+    }
+    words = f"take the cross-entropy of the last layer's output itself: `{names[form]}(logits, labels).mean()`"
+
+    def apply(setup: Setup) -> Setup:
+        return setup._replace(network=_changes.cross_entropy(setup.network, output, labels, form), rescaled=True)
+
+    yield Change("swap-loss", words, 1, apply)
+
+
+def _guards(case: Case) -> Iterator[Change]:
+    """Yield the operation that makes the first NaN or infinity, kept away from where it is singular."""
+    if case.singular is None or case.facts.nonfinite is None or case.facts.nonfinite.phase == "input":
+        return
+    found = _changes.guarded(case.study.network, case.singular)
+    if found is not None:
+        _, line = found
+        singular = case.singular
+
+        def apply(setup: Setup) -> Setup:
+            again = _changes.guarded(setup.network, singular)
+            return setup if again is None else setup._replace(network=again[0])
+
+        words = f"keep {case.facts.nonfinite.operation} at {case.facts.nonfinite.source} off its singularity: `{line}`"
+        yield Change("guard-operation", words, 0, apply)
+    standardize = "x = jaxgrad.normalization.standardize(jaxgrad.normalization.standardize_fit(x), x)"
+    yield Change("standardize-inputs", f"standardize the inputs: `{standardize}`", 0, _changes.standardize_inputs)
+
+
+def _recurrences(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
+    """Yield what makes a recurrence remember, or calms it."""
+    network, framework = case.study.network, case.framework
+    steps = max(sum(block.statistics.kind == "time" for block in chain) for chain in case.facts.chains)
+    if _substitute.forget_gates(network) and steps > 2:
+        shift = math.log(steps - 1)
+        words = f"begin with open forget gates, a bias of ln(T - 1): `{_wording.gate_line(framework, shift)}`"
+        yield Change("forget-bias", words, 1, lambda s: s._replace(network=_substitute.shift_gates(s.network, shift)))
+    line = _wording.orthogonal_line(framework, 1.0, recurrent=True)
+    words = f"draw the recurrent weights as orthogonal matrices: `{line}`"
+    yield Change(
+        "orthogonal-recurrence",
+        words,
+        1,
+        lambda s: _changes.draw_weights(s, known, case.key, orthogonal=True, loops=True),
     )
-    losses = np.asarray(run(parameters), np.float64)
-    return float(losses[-max(1, steps // 10) :].mean())
+
+
+def _weights(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
+    """Yield fresh weights: at criticality, orthogonal, and scaled to the batch."""
+    summing = [layer for layer in known.values() if layer.fan_in > 1 and not math.isnan(layer.weight_variance)]
+    if not summing:
+        return
+    variances = sorted({round(critical_variances(layer)[0], 2) for layer in summing})
+    common = max(variances, key=[round(critical_variances(layer)[0], 2) for layer in summing].count)
+    example = next(layer for layer in summing if round(critical_variances(layer)[0], 2) == common)
+    shown = " or ".join(f"{value:g}/fan-in" for value in variances[:2]) if len(variances) < 3 else "by nonlinearity"
+    framework, bias_variance = case.framework, critical_variances(example)[1]
+    line = _wording.draw_line(framework, common)
+    biases = f"biases with variance {bias_variance:.2g}" if bias_variance else "biases at 0"
+    yield Change(
+        "reinitialize",
+        f"draw the weights again with variance {shown}, {biases}: `{line}`",
+        1,
+        lambda s: _changes.draw_weights(s, known, case.key),
+    )
+    line = _wording.orthogonal_line(framework, math.sqrt(common))
+    yield Change(
+        "reinitialize-orthogonal",
+        f"draw the weights as orthogonal matrices: `{line}`",
+        1,
+        lambda s: _changes.draw_weights(s, known, case.key, orthogonal=True),
+    )
+    if case.decision.verdict != "nonfinite":
+        words = f"scale each layer to the batch (LSUV): `{_wording.lsuv_line(framework)}`"
+        yield Change("reinitialize-lsuv", words, 1, lambda s: _changes.scale_to_data(s, case.key))
+
+
+def _activations(case: Case, known: dict[str, LayerFacts], *, recurrent: bool) -> Iterator[Change]:
+    """Yield another nonlinearity in the place of one that is flat or dead, with weights that suit it."""
+    verdict, layers = case.decision.verdict, case.facts.layers
+    if verdict == "dead":
+        names = {layer.activation for layer in layers if layer.dead_fraction and layer.activation}
+        function, name = jax.nn.leaky_relu, "leaky_relu"
+    elif verdict == "vanishing" and not recurrent:
+        names = {layer.activation for layer in layers if layer.saturated_fraction is not None and layer.activation}
+        function, name = jax.nn.relu, "relu"
+    else:
+        return
+    if not names:
+        return
+
+    def swap(setup: Setup) -> Setup:
+        return setup._replace(network=setup.network.substitute(activation=function, names=names))
+
+    words = f"replace {listed(names)} by {name}: `{_wording.activation_line(case.framework, name)}`"
+    yield Change("swap-activation", words, 2, swap)
+    if verdict == "dead":
+        return
+    suited = {
+        key: layer._replace(activation="relu") if layer.activation in names else layer for key, layer in known.items()
+    }
+    line = _wording.draw_line(case.framework, 2.0)
+    yield Change(
+        "swap-activation",
+        f"{words}, with weights of variance 2/fan-in: `{line}`",
+        2,
+        lambda s: _changes.draw_weights(swap(s), suited, case.key),
+    )
+
+
+def _architectures(case: Case, skips: int) -> Iterator[Change]:
+    """Yield what changes the architecture: skips, normalization, fewer blocks."""
+    network = case.study.network
+    if not skips and len(network.spans) > 2:
+        skipped = network.substitute(skip=True)
+        if skipped.program.equations != network.program.equations:
+            words = "add each block's input to its output (a residual connection): `x = x + block(x)`"
+            yield Change("add-residual", words, 3, lambda s: s._replace(network=s.network.substitute(skip=True)))
+    if len(network.spans) > 2 and case.decision.verdict != "dead":
+        words = f"normalize what enters each layer: `{_wording.normalization_line(case.framework)}`"
+        yield Change("normalize", words, 3, lambda s: s._replace(network=_substitute.normalize_cuts(s.network)))
+    same = _substitute.droppable_blocks(network)
+    if len(same) >= 4:
+        words = (
+            f"leave out every second of the {len(same)} blocks of equal shape: `depth = {len(same) - len(same) // 2}`"
+        )
+        yield Change("drop-depth", words, 3, lambda s: s._replace(network=_changes.drop_every_second(s.network)))

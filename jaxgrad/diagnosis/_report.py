@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 Verdict = Literal["healthy", "vanishing", "exploding", "nonfinite", "dead", "ill-conditioned"]
 Level = Literal["quick", "standard", "full"]
+Source = Literal["weights", "activation", "normalization", "residual", "attention", "other"]
 
 _FORMAT = "jaxgrad.report"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class Finding(NamedTuple):
@@ -31,6 +32,8 @@ class Finding(NamedTuple):
       cause: One of the documented causes (``"initialization"``, ``"saturating-activation"``, ``"depth"``, ...).
       evidence: The measured numbers, as one or more sentences.
       confidence: Between 0 and 1.
+      share: Part of the symptom that this cause accounts for, between 0 and 1: of the log of the total gain where the
+        symptom is one of the backward signal; ``None`` where there is nothing to share out.
     """
 
     symptom: str
@@ -38,18 +41,23 @@ class Finding(NamedTuple):
     cause: str
     evidence: str
     confidence: float
+    share: float | None = None
 
 
 class Remedy(NamedTuple):
     """One fix, tried as a counterfactual on the user's own network and batch.
 
     Attributes:
-      kind: What is changed: ``"reinitialize"``, ``"swap-activation"``, ``"scale-branch"``, ...
-      change: The change in words that the user can follow.
+      kind: What is changed: ``"reinitialize"``, ``"swap-activation"``, ``"scale-branch"``, ...; two of them, joined by
+        ``" + "``, where no single one suffices.
+      change: The change in words, and the line to write for the framework the model is of, between backquotes.
       before: log10 of the backward signal's total gain over the network, before.
       after: The same, measured again with the change in place.
-      verified: Whether the network measured with the change in place is healthy, its gain between 0.01 and 100.
+      verified: Whether the network measured with the change in place is healthy, its gain well inside the
+        range that is: between 0.01 and 100 over a depth, 0.0001 and 10,000 over time.
       confirmed: ``None`` until a short training run says yes or no.
+      losses_before: Loss at each step of that run without the change; empty without a run.
+      losses_after: Loss at each step with the change.
     """
 
     kind: str
@@ -58,6 +66,26 @@ class Remedy(NamedTuple):
     after: float
     verified: bool
     confirmed: bool | None = None
+    losses_before: tuple[float, ...] = ()
+    losses_after: tuple[float, ...] = ()
+
+
+class Contribution(NamedTuple):
+    """What one part of a block does to the backward signal.
+
+    Attributes:
+      block: Index in ``Report.blocks``.
+      source: ``"weights"`` (layers, and the scales and biases beside them), ``"activation"`` (the slope of the
+        nonlinearities), ``"normalization"``, ``"residual"`` (where a path around the layers joins or leaves),
+        ``"attention"`` (the products of activations with one another, and the softmax between them), or ``"other"``
+        (pooling, dropout, gates, and what joins a loop from outside at each step).
+      log10_gain: log10 of the factor by which it changes the norm of the signal. Over a block's contributions they
+        add up to the block's ``log10_gain``.
+    """
+
+    block: int
+    source: Source
+    log10_gain: float
 
 
 class Histogram(NamedTuple):
@@ -152,6 +180,8 @@ class BlockStatistics(NamedTuple):
       predicted_log10_gain: What mean-field theory predicts for it from the sizes of the block's weights; ``None`` where
         theory cannot read the block, and at level ``"quick"``.
       spectrum: Singular values of the block's Jacobian, or ``None`` where not measured.
+      log10_band: Where 95 % of the gains of random blocks of this width lie that keep the signal on average: log10 of
+        both ends; ``None`` where no layer sums.
     """
 
     index: int
@@ -168,6 +198,7 @@ class BlockStatistics(NamedTuple):
     log10_gain: float
     predicted_log10_gain: float | None
     spectrum: Spectrum | None
+    log10_band: tuple[float, float] | None = None
 
 
 class NonFinite(NamedTuple):
@@ -211,6 +242,8 @@ class Report:
       mixes_examples: Whether one example's activations depend on another's (BatchNorm in training).
       notes: What the reader should know about how it was measured.
       versions: Versions of jaxgrad and jax, and the platform.
+      blame: The gains taken apart: what each part of each block does to the signal, in the blocks' order. Empty at
+        level ``"quick"`` and where values are not finite.
     """
 
     verdict: Verdict
@@ -228,6 +261,7 @@ class Report:
     mixes_examples: bool
     notes: tuple[str, ...]
     versions: tuple[tuple[str, str], ...]
+    blame: tuple[Contribution, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         return same(self, other) if isinstance(other, Report) else NotImplemented

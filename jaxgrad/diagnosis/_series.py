@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jaxgrad.diagnosis._format import power
 
 if TYPE_CHECKING:
-    from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, Report
+    from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, Remedy, Report
 
 # Singular values this many decades below the largest of their block are rounding noise of float32, drawn as 0.
 _NOISE_DECADES = 8.0
@@ -44,11 +44,11 @@ class Mark(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """An axis in powers of ten, with a row of its own for exactly 0 and one for infinity where they occur.
+    """An axis, most often in powers of ten, with a row of its own for exactly 0 and one for infinity where they occur.
 
     Attributes:
-      low: log10 at the lower end.
-      high: log10 at the upper end.
+      low: Value (log10 on an axis in powers of ten) at the lower end.
+      high: The same at the upper end.
       zero: Where values of exactly 0 are drawn, or ``None`` where there are none.
       infinity: Where infinite values are drawn, or ``None`` where there are none.
       ticks: Pairs of position and label.
@@ -61,7 +61,7 @@ class Axis(NamedTuple):
     ticks: tuple[tuple[float, str], ...]
 
     def place(self, value: float) -> float:
-        """Position of a log10, the infinite ones in their own rows, NaN as it is."""
+        """Position of a value, the infinite ones in their own rows, NaN as it is."""
         if math.isnan(value):
             return value
         if math.isinf(value):
@@ -71,7 +71,7 @@ class Axis(NamedTuple):
         return min(max(value, self.low), self.high)
 
     def fraction(self, value: float) -> float:
-        """Height of a log10 as a share of the axis, 0 at the lower end."""
+        """Height of a value as a share of the axis, 0 at the lower end."""
         return (self.place(value) - self.low) / (self.high - self.low)
 
 
@@ -87,6 +87,36 @@ class Band(NamedTuple):
     block: int
     quantiles: tuple[float, float, float, float, float] | None
     sigma_max: float
+
+
+class Cone(NamedTuple):
+    """Where the signal of a network would lie that is like this one and critical, at the boundaries of its blocks.
+
+    Attributes:
+      positions: Where on the depth axis.
+      lows: log10 at the lower end of the band of 95 %.
+      highs: The same at the upper end.
+    """
+
+    positions: tuple[int, ...]
+    lows: tuple[float, ...]
+    highs: tuple[float, ...]
+
+
+class Training(NamedTuple):
+    """Losses of a short training run without a remedy and with it.
+
+    Attributes:
+      axis: The axis both share, of the losses or, where they span more than two decades, of their log10.
+      before: Heights without the remedy, up to the first loss that is not finite.
+      after: The same with it.
+      num_steps: How many losses the longer run has, the first one before any step.
+    """
+
+    axis: Axis
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    num_steps: int
 
 
 def log10(value: float) -> float:
@@ -123,6 +153,46 @@ def forward_curves(report: Report) -> list[Curve]:
 def _curve(chain: Sequence[BlockStatistics], inputs: Sequence[float], output: float) -> Curve:
     positions = (*(block.index for block in chain), chain[-1].index + 1)
     return Curve(chain[0].kind, positions, (*inputs, output))
+
+
+def cones(report: Report) -> list[Cone]:
+    """The band of a critical network from the end of each chain back, where the blocks' bands are known."""
+    found = []
+    for chain in chains(report):
+        position, signal = chain[-1].index + 1, chain[-1].log10_output_signal
+        points = [(position, signal, signal)]
+        spread = 0.0
+        for block in reversed(chain):
+            low, high = block.log10_band or (0.0, 0.0)
+            # The signal is a root mean square: it also changes with the number of entries. Deviations of independent
+            # blocks add up as squares do.
+            entries = math.prod(block.output_shape) / max(math.prod(block.input_shape), 1)
+            signal += 0.5 * log10(entries) + (low + high) / 2
+            spread = math.hypot(spread, (high - low) / 2)
+            points.append((block.index, signal - spread, signal + spread))
+        if any(block.log10_band for block in chain) and all(math.isfinite(x) for point in points for x in point):
+            positions, lows, highs = zip(*reversed(points), strict=True)
+            found.append(Cone(positions, lows, highs))
+    return found
+
+
+def training(remedy: Remedy) -> Training | None:
+    """The losses of a remedy's training runs on one axis, or ``None`` without a run."""
+    if not remedy.losses_before and not remedy.losses_after:
+        return None
+    runs = [_finite_start(losses) for losses in (remedy.losses_before, remedy.losses_after)]
+    losses = [loss for run in runs for loss in run]
+    if losses and min(losses) > 0 and max(losses) > 100 * min(losses):
+        runs = [tuple(map(math.log10, run)) for run in runs]
+        axis = log_axis([loss for run in runs for loss in run], min_span=2.0)
+    else:
+        axis = linear_axis(losses)
+    return Training(axis, *runs, num_steps=max(len(remedy.losses_before), len(remedy.losses_after)))
+
+
+def _finite_start(losses: Sequence[float]) -> tuple[float, ...]:
+    end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    return tuple(losses[:end])
 
 
 def pieces(curve: Curve) -> list[list[tuple[int, float]]]:
@@ -188,6 +258,21 @@ def log_axis(values: Iterable[float], min_span: float = 3.0) -> Axis:
         infinity,
         tuple(ticks),
     )
+
+
+def linear_axis(values: Sequence[float]) -> Axis:
+    """An axis that holds finite values, from 0 where that is near, with three to five ticks."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if 0 < low < 0.25 * high:
+        low = 0.0
+    if high - low <= 1e-3 * abs(high):
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    magnitude = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step = magnitude * tick_step((high - low) / magnitude, 4)
+    ticks = [i * step for i in range(math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6) + 1)]
+    margin = 0.05 * (high - low)
+    labels = tuple((tick, f"{tick:.4g}".replace("e+", "e")) for tick in ticks)
+    return Axis(low - margin, high + margin, None, None, labels)
 
 
 def tick_step(span: float, most: int) -> int:

@@ -71,9 +71,11 @@ def measure_spectra(
         ranks[index] = int(np.sum(values[0] > _NULL * values[0, 0]))
     for index, numbers in large.items():
         spectra[index] = _large_spectrum(*map(np.asarray, numbers))
+    bodies = [_without_narrow_ends(chain, dense) for chain in _whole_chains(few, set(dense))]
     spreads = [
         _spread([np.asarray(dense[index])[0] for index in chain], min(ranks[index] for index in chain))
-        for chain in _whole_chains(few, set(dense))
+        for chain in bodies
+        if len(chain) > 1
     ]
     notes = []
     if any(spectrum is not None and spectrum.method == "matrix-free" for spectrum in spectra):
@@ -247,6 +249,17 @@ def _whole_chains(network: Network, dense: set[int]) -> list[list[int]]:
         for chain in chains.values()
         if len(chain) > 1 and all(network.spans[index].kind == "depth" and index in dense for index in chain)
     ]
+
+
+def _without_narrow_ends(chain: list[int], dense: dict[int, Any]) -> list[int]:
+    """Return a chain without what is much narrower at its ends, as a head of ten classes is.
+
+    Such an end leaves only as many directions as it is wide, and these are the ones that pass best.
+    """
+    narrow = [min(dense[index].shape[1:]) for index in chain]
+    bound = np.median(narrow) / 2
+    wide = [place for place, size in enumerate(narrow) if size >= bound]
+    return chain[wide[0] : wide[-1] + 1]
 
 
 def _spread(jacobians: list[np.ndarray], rank: int) -> float:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.diagnosis import _measure
-from jaxgrad.diagnosis._findings import BlockFacts, Facts, LayerFacts
+from jaxgrad.diagnosis._facts import BlockFacts, EntryFacts, Facts, LayerFacts, LossFacts
+from jaxgrad.diagnosis._loss import output_site
 from jaxgrad.diagnosis._measure import Measurement
-from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, NonFinite, Spectrum
+from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, NonFinite, Source, Spectrum
 from jaxgrad.diagnosis._structure import fan_in, has_normalization, has_skip, is_product
+from jaxgrad.meanfield import BlockPrediction
 from jaxgrad.spectra._examples import Layout
-from jaxgrad.tracing import Cut, Network
-from jaxgrad.tracing._interpret import Site
+from jaxgrad.tracing import Cut, Layer, Network
+from jaxgrad.tracing._interpret import Site, evaluate
 
 _BINS = 32
+_NORMAL_95 = 1.96
 TINY = 1e-30
 """Below this a float32 signal is about to underflow."""
 
@@ -58,6 +62,39 @@ def leaves_range(network: Network, measured: Measurement, scale: float) -> bool:
         return False
     signals = [_at(measured.signal, cut) for cut in network.cuts]
     return not math.isfinite(scale) or any(not math.isfinite(signal) or signal < TINY for signal in signals)
+
+
+def closed_layers(network: Network, measured: Measurement) -> list[int]:
+    """Return the layers that are zero and learn, by position: they pass no signal yet, and will after one step.
+
+    Layers with a path around them are left out: they were meant to begin as the identity.
+    """
+    skipped = {
+        layer.name
+        for block, span in zip(network.blocks, network.spans, strict=True)
+        if has_skip(network, span)
+        for layer in block.layers
+    }
+    return [
+        index
+        for index, layer in enumerate(network.layers)
+        if is_product(network.sites[index])
+        and float(measured.parameter_norms[index]) == 0
+        and float(measured.gradient_norms[index]) > 0
+        and layer.name not in skipped
+    ]
+
+
+def open_layers(network: Network, inputs: Sequence[Any], closed: Sequence[int], key: jax.Array) -> list[Any]:
+    """Return the inputs with weights of variance 1/fan-in drawn for the layers that are zero."""
+    opened = list(inputs)
+    for index in closed:
+        owner = _measure.main_owner(network, network.sites[index])
+        leaf = opened[owner.leaf]
+        drawn = jax.random.normal(jax.random.fold_in(key, index), leaf[owner.index].shape, jnp.float32)
+        drawn = (drawn / math.sqrt(fan_in(network.sites[index]))).astype(leaf.dtype)
+        opened[owner.leaf] = leaf.at[owner.index].set(drawn) if owner.index else drawn
+    return opened
 
 
 def layer_statistics(network: Network, measured: Measurement) -> tuple[LayerStatistics, ...]:
@@ -104,43 +141,88 @@ def facts_of(
     layout: Layout,
     measured: Measurement,
     scale: float,
-    gains: Sequence[float] | None,
-    nonfinite: NonFinite | None,
-    layers: tuple[LayerStatistics, ...],
     inputs: Sequence[Any],
-    spectra: Sequence[Spectrum | None],
-    spread: float,
+    layers: tuple[LayerStatistics, ...],
+    *,
+    sources: Sequence[Mapping[Source, float]] | None = None,
+    nonfinite: NonFinite | None = None,
+    spectra: Sequence[Spectrum | None] = (),
+    spread: float = math.nan,
+    predictions: Sequence[BlockPrediction] = (),
+    loss: LossFacts | None = None,
+    clip: float = 1.0,
 ) -> Facts:
     """Collect what the rules decide by."""
     signals = {cut: _at(measured.signal, cut) for cut in network.cuts}
-    blocks = _block_statistics(network, measured, scale, signals, gains, spectra)
+    gains = None if sources is None else [sum(parts.values()) for parts in sources]
+    blocks = _block_statistics(network, measured, scale, signals, gains, spectra or [None] * len(network.spans))
     known = [
         LayerFacts(
             name=layer.name,
             weight_variance=_weight_variance(network, site, float(measured.parameter_norms[index])),
             slope=float(measured.activations[index].slope),
             saturates=bool(measured.activations[index].saturates == 1),
+            activation=layers[index].activation,
             fan_in=fan_in(site),
+            alike=bool(measured.alike[index]),
         )
         for index, (layer, site) in enumerate(zip(network.layers, network.sites, strict=True))
     ]
     chains: dict[int, list[BlockFacts]] = {}
-    for block, span, statistics in zip(network.blocks, network.spans, blocks, strict=True):
-        inside = [fact for fact, layer in zip(known, network.layers, strict=True) if layer in block.layers]
-        facts = BlockFacts(statistics, tuple(inside), has_skip(network, span), has_normalization(network, span))
+    for index, (block, span, statistics) in enumerate(zip(network.blocks, network.spans, blocks, strict=True)):
+        inside = tuple(fact for fact, layer in zip(known, network.layers, strict=True) if layer in block.layers)
+        error = _width_error(block.layers)
+        if predictions and predictions[index].method == "theory":
+            statistics = statistics._replace(predicted_log10_gain=predictions[index].log10_gain)
+            error = predictions[index].error or error
+        if math.isfinite(error):
+            statistics = statistics._replace(log10_band=(-_NORMAL_95 * error, _NORMAL_95 * error))
+        facts = BlockFacts(
+            statistics,
+            inside,
+            has_skip(network, span),
+            has_normalization(network, span),
+            error,
+            {} if sources is None else dict(sources[index]),
+        )
         chains.setdefault(block.chain, []).append(facts)
-    first = blocks[0] if blocks else None
+    targets = _targets(network, inputs)
     return Facts(
         chains=tuple(tuple(chain) for chain in chains.values()),
         layers=layers,
         mixes_examples=layout.mixes,
         has_signal=scale > 0,
-        log10_input_scale=_log10(first.input_rms) if first is not None else math.nan,
-        log10_feature_scale=_feature_scale(network, inputs),
-        log10_target_scale=_target_scale(network, inputs, blocks),
+        entries=tuple(_entry(network.layers[index].name, *features) for index, features in measured.entries.items()),
+        log10_targets=targets,
+        log10_target_scale=targets - _output_scale(network, blocks),
         log10_spread=spread,
+        loss=loss,
+        clip=clip,
         nonfinite=nonfinite,
     )
+
+
+def _width_error(layers: Sequence[Layer]) -> float:
+    """Return the standard deviation of log10 of a random block's gain, from the widths of its layers alone.
+
+    The squared gain of a layer of n ReLU units has a logarithm of variance 5/n, the largest of the common ones.
+    """
+    widths = [
+        min(max(layer.weight_shape[-2:] or (1,)), layer.weight_shape[-1]) for layer in layers if layer.weight_shape
+    ]
+    variance = sum(5 / max(width, 1) for width in widths)
+    return math.sqrt(variance) / math.log(100) if widths else math.nan
+
+
+def _entry(layer: str, mean: np.ndarray, std: np.ndarray) -> EntryFacts:
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    columns = np.hypot(mean, std)
+    columns = columns[np.isfinite(columns) & (columns > 0)]
+    spread = float(columns.max() / np.median(columns)) if columns.size > 1 else 1.0
+    size, deviation = float(np.sqrt(np.mean(mean**2 + std**2))), float(np.sqrt(np.mean(std**2)))
+    # A batch of one example, many times, says nothing of how far examples lie apart.
+    offset = _log10(float(np.sqrt(np.mean(mean**2))) / deviation) if deviation > 1e-6 * size else math.nan
+    return EntryFacts(layer, _log10(size), _log10(spread), offset)
 
 
 def _block_statistics(
@@ -195,39 +277,58 @@ def _weight_variance(network: Network, site: Any, norm: float) -> float:
     """Return fan-in times the mean squared weight."""
     if not is_product(site):
         return math.nan
-    owner = max(site.owners, key=lambda owner: math.prod(network.signature.avals[owner.leaf].shape))
+    owner = _measure.main_owner(network, site)
     size = math.prod(network.signature.avals[owner.leaf].shape[len(owner.index) :])
     return fan_in(site) * norm**2 / size if size else math.nan
 
 
-def _feature_scale(network: Network, inputs: Sequence[Any]) -> float:
-    """Return log10 of the largest over the median feature scale of the network's float inputs."""
-    scales = []
-    for position in range(network.num_parameters, len(network.signature.avals)):
-        aval = network.signature.avals[position]
-        reaches = any((*site.loops, site.data) == (position,) for site in network.sites)
-        if reaches and len(aval.shape) == 2 and jnp.issubdtype(aval.dtype, jnp.floating):
-            columns = np.sqrt(np.mean(np.square(np.asarray(inputs[position], np.float64)), axis=0))
-            columns = columns[np.isfinite(columns) & (columns > 0)]
-            if columns.size > 1:
-                scales.append(_log10(float(columns.max() / np.median(columns))))
+def _targets(network: Network, inputs: Sequence[Any]) -> float:
+    """Return log10 of the root mean square of float targets of the output's size."""
+    scales = [
+        _log10(float(np.sqrt(np.mean(np.square(np.asarray(inputs[position], np.float64))))))
+        for position in target_positions(network)
+    ]
     return max(scales, default=math.nan)
 
 
-def _target_scale(network: Network, inputs: Sequence[Any], blocks: Sequence[BlockStatistics]) -> float:
-    """Return log10 of the root mean square of float targets of the output's shape over that of the output."""
+def _output_scale(network: Network, blocks: Sequence[BlockStatistics]) -> float:
+    """Return log10 of the root mean square of the network's output."""
+    cut = last_cut(network)
+    outputs = [block.output_rms for block in blocks if network.spans[block.index].end == cut]
+    return _log10(outputs[-1]) if outputs and outputs[-1] > 0 else math.nan
+
+
+def target_positions(network: Network) -> list[int]:
+    """Return the arguments that are targets: floats of the output's size that no layer reads."""
     cut = last_cut(network)
     if cut is None or len(cut.sites) != 1 or cut.step is not None:
-        return math.nan
+        return []
     output = network.aval(cut.sites[0])
     reached = {site for span in network.spans for site in span.start.sites}
-    scales = []
+    found = []
     for position in range(network.num_parameters, len(network.signature.avals)):
         aval = network.signature.avals[position]
         same = math.prod(aval.shape) == math.prod(output.shape)
         used = any((*site.loops, site.data) == (position,) for site in network.sites)
         if same and not used and (position,) not in reached and jnp.issubdtype(aval.dtype, jnp.floating):
-            values = np.asarray(inputs[position], np.float64)
-            scales.append(_log10(float(np.sqrt(np.mean(np.square(values))))))
-    outputs = [block.output_rms for block in blocks if network.spans[block.index].end == cut]
-    return max(scales, default=math.nan) - _log10(outputs[-1]) if outputs and outputs[-1] > 0 else math.nan
+            found.append(position)
+    return found
+
+
+def constant_loss(network: Network, inputs: Sequence[Any]) -> float:
+    """Return the loss of an output that does not look at its input: the targets' mean, or undecided logits.
+
+    Losses of different units compare as shares of it.
+    """
+    cut, positions, site = last_cut(network), target_positions(network), output_site(network)
+    if positions and cut is not None:
+        (site,) = cut.sites
+    if site is None:
+        return 1.0
+    output = evaluate(network.program, inputs, captures=[site])[1][site]
+    constant = jnp.zeros_like(output)
+    if positions:
+        targets = inputs[positions[0]].reshape(output.shape).astype(output.dtype)
+        constant = jnp.broadcast_to(jnp.mean(targets, axis=0, keepdims=True), output.shape)
+    loss = float(evaluate(network.program, inputs, taps={site: constant - output})[0][0])
+    return loss if math.isfinite(loss) and loss > 0 else 1.0

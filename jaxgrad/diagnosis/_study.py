@@ -6,13 +6,16 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxgrad.diagnosis import _measure
+from jaxgrad.diagnosis import _blame, _loss, _measure, _optimizer
+from jaxgrad.diagnosis._facts import LossFacts
 from jaxgrad.diagnosis._measure import Measurement
+from jaxgrad.diagnosis._report import Source
 from jaxgrad.diagnosis._statistics import TINY, output_signal
 from jaxgrad.spectra._examples import Layout, example_layout
 from jaxgrad.tracing import Network
@@ -39,30 +42,63 @@ class Study:
             self.compiled[name] = make()
         return self.compiled[name]
 
-    def measure(self, inputs: list[Any], optimizer: Any = None) -> tuple[Measurement, float]:
-        """Measure, with a seed that keeps the signal in range, and return what the signals are to be divided by."""
-        run = self.once(("measure", optimizer), lambda: _measure.measurement(self.network, optimizer))
+    def measure(
+        self, inputs: list[Any], optimizer: Any = None, *, light: bool = False
+    ) -> tuple[Measurement, float, float]:
+        """Measure, with a seed that keeps the signal in range; a light measurement has what verdicts rest on.
+
+        Returns:
+          What was measured, what the signals are to be divided by, and the seed.
+        """
+        seed = 1.0
+        updates = None if optimizer is None else partial(_first_updates, self.network, optimizer)
+        name = ("measure", optimizer, light)
+        run = self.once(name, lambda: _measure.measurement(self.network, updates, light=light))
         measured = jax.device_get(run(inputs, np.float32(1.0)))
         scale = output_signal(self.network, measured)
         weak = [float(np.min(value)) for value in measured.signal.values()]
         if math.isfinite(scale) and scale > 0 and (scale < 1e-6 or scale > 1e6 or min(weak, default=1.0) < TINY):
-            again = jax.device_get(run(inputs, np.float32(min(max(1 / scale, 1e-37), 1e37))))
+            fitting = min(max(1 / scale, 1e-37), 1e37)
+            again = jax.device_get(run(inputs, np.float32(fitting)))
             if math.isfinite(output_signal(self.network, again)):
-                factor = output_signal(self.network, again)
+                factor, seed = output_signal(self.network, again), fitting
                 gradients = [norm * (scale / factor) for norm in again.gradient_norms]
                 measured = again._replace(gradient_norms=gradients, update_norms=measured.update_norms)
                 scale = factor
-        return measured, scale
+        return measured, scale, seed
+
+    def clipping(self, inputs: list[Any], optimizer: Any) -> float:
+        """Return by how much the optimizer cuts the first gradient down."""
+        run = self.once(("clipping", optimizer), lambda: _optimizer.clipping(self.network, optimizer))
+        return float(run(inputs))
+
+    def train(
+        self, inputs: list[Any], optimizer: Any, num_steps: int, rate: float = 1.0, clip: float | None = None
+    ) -> list[float]:
+        """Return the losses of a few steps of training on the batch given."""
+        name = ("train", optimizer, num_steps, clip)
+        run = self.once(name, lambda: _optimizer.training(self.network, optimizer, num_steps, clip))
+        return [float(loss) for loss in run(inputs, np.float32(rate))]
+
+    def loss_facts(self, inputs: list[Any]) -> LossFacts | None:
+        """Return how the loss answers to the output; ``None`` where labels are no classes."""
+        axis = self.once("example axis", lambda: _loss.example_axis(self.network, inputs))
+        if axis is None:
+            return None
+        return _loss.loss_facts(self.once("loss", lambda: _loss.loss_slopes(self.network, axis)), inputs)
 
     def layout(self, params: Any, args: tuple[Any, ...]) -> Layout:
         """Return where the examples lie."""
         return self.once("layout", lambda: example_layout(self.network, params, *args))
 
-    def log_gains(self, inputs: list[Any], key: jax.Array) -> list[float]:
-        """Return log10 of each block's gain, in log space."""
-        layout = self.compiled.get("layout", Layout(1, {}, False))
-        run = self.once("log_gains", lambda: _measure.log_signals(self.network, layout))
-        return [float(gain) for gain in run(inputs, key)]
+    def blame(self, inputs: list[Any], seed: float, key: jax.Array) -> list[dict[Source, float]]:
+        """Return log10 of what each source multiplies the signal by, block by block."""
+        run = self.once("blame", lambda: _blame.blame(self.network))
+        return run(inputs, np.float32(seed), key)
+
+
+def _first_updates(network: Network, optimizer: Any, inputs: Any, gradients: Any) -> dict[int, Any]:
+    return _optimizer.first_updates(network, inputs, gradients, optimizer)
 
 
 _STUDIES: weakref.WeakKeyDictionary[Any, dict[Any, Study]] = weakref.WeakKeyDictionary()

@@ -11,6 +11,12 @@ _LIGHT = {
     "soft": "#5d6167",
     "good": "#1a7045",
     "on-accent": "#ffffff",
+    "weights": "#3b6cc9",
+    "activation": "#d06a00",
+    "normalization": "#1f8a5f",
+    "residual": "#8b46b8",
+    "attention": "#c2346b",
+    "other": "#8a8f96",
 }
 _DARK = {
     "paper": "#121316",
@@ -21,6 +27,12 @@ _DARK = {
     "soft": "#a3a8b0",
     "good": "#5fcf97",
     "on-accent": "#121316",
+    "weights": "#78a5ff",
+    "activation": "#f5a04c",
+    "normalization": "#4fc492",
+    "residual": "#c58ff0",
+    "attention": "#f283ab",
+    "other": "#868c95",
 }
 # The accent of each verdict, on light and on dark.
 _ACCENTS = {
@@ -51,6 +63,7 @@ J code { font: 0.92em/1.4 ui-monospace, SFMono-Regular, Menlo, Consolas, "Libera
   background: none; color: inherit; padding: 0; overflow-wrap: anywhere; }
 J .soft { color: var(--soft); }
 J .small { font-size: 13px; }
+J h2 .small { font-weight: 400; }
 J .top { display: flex; gap: 12px; align-items: center; justify-content: space-between; margin-bottom: 14px; }
 J .badge { background: var(--accent); color: var(--on-accent); font-size: 13px; font-weight: 650; line-height: 1;
   padding: 7px 12px; border-radius: 99px; letter-spacing: 0.02em; white-space: nowrap; }
@@ -80,6 +93,55 @@ J .remedies .mark { font-weight: 700; color: var(--soft); align-self: start; }
 J .remedies .yes .mark, J .remedies .yes .outcome { color: var(--good); }
 J .remedies .change { overflow-wrap: anywhere; }
 J .remedies .change b { font-weight: 600; }
+J .change code { background: var(--grid); border-radius: 4px; padding: 1px 5px; font-weight: 400; }
+J .change code.line { display: block; margin: 6px 0; padding: 7px 10px; border-radius: 6px; white-space: pre-wrap; }
+J .tried { color: var(--soft); }
+J .tried li { padding: 3px 0 3px 18px; position: relative; overflow-wrap: anywhere; }
+J .tried li::before { content: "~"; position: absolute; left: 2px; }
+J .useless li::before { content: "✗"; }
+J .tried .gains { margin-left: 8px; white-space: nowrap; }
+J .training { grid-column: 2 / -1; display: grid; grid-template-columns: 44px minmax(0, 1fr) 124px;
+  grid-template-rows: 92px 18px; margin-top: 12px; font-size: 12px; line-height: 16px; color: var(--soft);
+  font-variant-numeric: tabular-nums; max-width: 760px; }
+J .training .y, J .training .area, J .training .ends { position: relative; }
+J .training .y span { position: absolute; right: 9px; transform: translateY(50%); white-space: nowrap; }
+J .training .ends span { position: absolute; left: 10px; transform: translateY(50%); white-space: nowrap; }
+J .training .ends b, J .training .ends .after { color: var(--ink); font-weight: 600; }
+J .training .ends .before b { color: var(--soft); }
+J .training .label { grid-column: 2; text-align: center; }
+J .training svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+J .training .lost { position: absolute; transform: translate(-50%, 50%); font-size: 19px; font-weight: 700;
+  line-height: 1; }
+J .training .lost.after { color: var(--ink); }
+J svg .loss { stroke: var(--soft); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
+J svg .loss.after { stroke: var(--ink); }
+J .yes svg .loss.after { stroke: var(--good); }
+J .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 0 0 10px; font-size: 13px; }
+J .legend li { display: flex; align-items: center; gap: 7px; white-space: nowrap; }
+J .legend i { width: 11px; height: 11px; border-radius: 2px; }
+J .legend b { font-weight: 600; font-variant-numeric: tabular-nums; }
+J .legend .most { font-weight: 600; }
+J .fall { display: grid; grid-template-columns: minmax(0, max-content) minmax(0, 1fr) auto; column-gap: 10px;
+  font-size: 12.5px; color: var(--soft); font-variant-numeric: tabular-nums; }
+J .fall .who { grid-column: 1; align-self: center; max-width: 230px; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
+J .fall .who.most { color: var(--ink); font-weight: 600; }
+J .fall .amount { grid-column: 3; align-self: center; text-align: right; }
+J .fall b { color: var(--ink); font-weight: 600; }
+J .fall .area, J .fall .x { grid-column: 2; position: relative; }
+J .fall .x span { position: absolute; top: 4px; transform: translateX(-50%); white-space: nowrap; font-size: 12px; }
+J .fall svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+J .fall .end { position: absolute; left: 0; padding: 2px 6px; color: var(--accent); font-weight: 600;
+  background: var(--card); border-radius: 4px; white-space: nowrap; }
+J svg rect.s-weights { fill: var(--weights); } J .legend .s-weights { background: var(--weights); }
+J svg rect.s-activation { fill: var(--activation); } J .legend .s-activation { background: var(--activation); }
+J svg rect.s-normalization { fill: var(--normalization); }
+J .legend .s-normalization { background: var(--normalization); }
+J svg rect.s-residual { fill: var(--residual); } J .legend .s-residual { background: var(--residual); }
+J svg rect.s-attention { fill: var(--attention); } J .legend .s-attention { background: var(--attention); }
+J svg rect.s-other { fill: var(--other); } J .legend .s-other { background: var(--other); }
+J svg rect.total { fill: var(--ink); } J .legend .total { background: var(--ink); }
+J svg path.cone { fill: var(--soft); opacity: 0.16; }
 J .remedies .outcome { font-size: 13px; color: var(--soft); }
 J .gains { font-size: 13px; font-variant-numeric: tabular-nums; }
 J .gains b { font-weight: 600; }
@@ -164,6 +226,10 @@ J.note .scroll { max-height: 360px; }
   J .card.remedies { padding: 0; }
   J .facts { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   J .facts > div:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  J .fall .who { max-width: 38vw; font-size: 11.5px; }
+  J .training { grid-column: 1 / -1; margin-top: 20px; grid-template-columns: 38px minmax(0, 1fr) 118px; }
+  J .fall .x span:nth-last-child(even) { display: none; }
+  J h2 { margin-top: 28px; }
   J .histograms { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   J th, J td { padding: 6px 9px; }
 }

@@ -5,29 +5,37 @@ from __future__ import annotations
 import io
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from jaxgrad.diagnosis._format import (
+    advise,
     count,
     elide,
-    log10_number,
+    has_gains,
+    likelihood,
     number,
     outcome,
     percent,
     place_of_nonfinite,
     printable,
     shared_affixes,
+    signed,
     times,
+    words_and_code,
 )
-from jaxgrad.diagnosis._series import Axis, blamed_blocks, blamed_layers, fold, log_axis, signal_curves
+from jaxgrad.diagnosis._series import log_axis, signal_curves, training
+from jaxgrad.diagnosis._text_bars import sparkline, two_sided_bar
+from jaxgrad.diagnosis._text_tables import block_table, layer_table
+from jaxgrad.diagnosis._waterfall import sum_by_source, waterfall, words_at_end
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from jaxgrad.diagnosis._report import BlockStatistics, LayerStatistics, Report
+    from jaxgrad.diagnosis._report import Finding, Remedy, Report
 
+_CODE = "cyan"
 _STYLES = {
     "healthy": "green",
     "vanishing": "cyan",
@@ -36,18 +44,6 @@ _STYLES = {
     "dead": "yellow",
     "ill-conditioned": "yellow",
 }
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-_LEVELS = "▁▂▃▄▅▆▇█"
-_MOST_ROWS = 20
-
-
-class _Column(NamedTuple):
-    """A column of a table: its heading, what it shows of a row, and whether text (left) or a number (right)."""
-
-    heading: str
-    cell: Callable[..., str]
-    left: bool = False
-    style: str = ""
 
 
 def to_text(report: Report, width: int | None = None) -> str:
@@ -87,12 +83,37 @@ def page(report: Report, width: int) -> Iterator[RenderableType]:
     yield Text.assemble(
         (f" {report.verdict.upper()} ", f"bold reverse {style}"), " ", (printable(report.summary), "bold")
     )
-    yield Text()
+    if report.nonfinite is not None:
+        yield Text.assemble(("First NaN or infinity: ", "bold"), printable(place_of_nonfinite(report.nonfinite)))
+    # What is wrong and what to do come first, so that they are on the screen whatever follows.
+    yield from _findings("Cause", report, report.findings[:1], style)
+    advice = advise(report.remedies)
+    if advice.best is not None:
+        explanation = "measured on this network and batch"
+        yield from _heading("What to do" if advice.best.verified else "What helps most", explanation)
+        yield from _remedy(advice.best, width)
+    yield from _findings("Also found", report, report.findings[1:], style)
+    if advice.others:
+        yield from _heading("Other remedies")
+        for remedy in advice.others:
+            yield from _remedy(remedy, width)
+    for title, remedies, mark in (
+        ("Helped, but not enough", advice.partial, "~"),
+        ("Tried, not helpful", advice.useless, "✗"),
+    ):
+        if remedies:
+            yield from _heading(title)
+            yield from (_short_remedy(remedy, mark) for remedy in remedies)
+    if report.findings or report.remedies:
+        yield Text()
     yield from _facts(report, width, style)
-    yield from _findings(report, style)
-    yield from _remedies(report)
-    yield from _blocks(report, width, style)
-    yield from _layers(report, width, style)
+    yield from _blame(report, width, style)
+    if report.blocks:
+        yield from _heading("Backward signal", "at the input of each block; the loss is below the last")
+        yield block_table(report, width, style)
+    if report.layers:
+        yield from _heading("Layers", "sat: entries where the slope is small; dead: units with slope 0")
+        yield layer_table(report, width, style)
     if report.notes:
         yield from _heading("Notes")
         for note in report.notes:
@@ -138,9 +159,6 @@ def _facts(report: Report, width: int, style: str) -> Iterator[RenderableType]:
         f"level {report.level}",
     ]
     yield Text(_joined([fact for fact in facts if fact], width), "dim")
-    if report.nonfinite is not None:
-        yield Text()
-        yield Text.assemble(("First NaN or infinity: ", "bold"), printable(place_of_nonfinite(report.nonfinite)))
 
 
 def _joined(words: Sequence[str], width: int) -> str:
@@ -154,140 +172,105 @@ def _joined(words: Sequence[str], width: int) -> str:
     return "\n".join(lines)
 
 
-def _findings(report: Report, style: str) -> Iterator[RenderableType]:
+def _findings(title: str, report: Report, findings: Sequence[Finding], style: str) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    if not report.findings:
-        return
-    yield from _heading("Findings")
-    for i, finding in enumerate(report.findings, 1):
+    if findings:
+        yield from _heading(title)
+    for finding in findings:
         place = "the whole network" if finding.layer is None else printable(finding.layer)
+        share = f"{percent(finding.share)} of it, " if finding.share is not None else ""
+        symptom = f"{printable(finding.symptom)}: " if finding.symptom != report.verdict else ""
         line = Text.assemble(
-            (printable(finding.symptom), f"bold {style}"),
+            (symptom, style),
+            (printable(finding.cause), f"bold {style}"),
             " in ",
             (place, "bold"),
-            ", cause ",
-            (printable(finding.cause), "bold"),
-            (f"  ({percent(finding.confidence)} confident)", "dim"),
+            (f"  ({share}{likelihood(finding.confidence)})", "dim"),
         )
-        yield _indented(line, 2, f"{i}.")
-        yield _indented(Text(printable(finding.evidence)), 4)
+        yield _indented(line, 2, "•")
+        yield _indented(Text(printable(finding.evidence)), 3)
 
 
-def _remedies(report: Report) -> Iterator[RenderableType]:
+def _remedy(remedy: Remedy, width: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    if not report.remedies:
-        return
-    yield from _heading("Remedies tried", "total gain before → after, measured on this network and batch")
-    for remedy in report.remedies:
-        mark, style = ("✓", "green") if remedy.verified else ("✗", "dim")
-        yield _indented(
-            Text.assemble((printable(remedy.change), "bold"), (f"  [{printable(remedy.kind)}]", "dim")), 2, mark
-        )
-        gains = f"{times(remedy.before)} → {times(remedy.after)}"
-        yield _indented(Text.assemble(gains, "   ", (outcome(remedy), style)), 3)
+    good = remedy.verified and remedy.confirmed is not False
+    mark, style = ("✓", "green") if good else ("~", "dim")
+    change = words_and_code(remedy.change)
+    words = Text.assemble(*((printable(piece), _CODE if code else "bold") for piece, code in change.words))
+    yield _indented(words, 2, mark)
+    for line in change.lines:
+        yield _indented(Text(printable(line), _CODE), 5)
+    gains = f"total gain {times(remedy.before)} → {times(remedy.after)}   " if has_gains(remedy) else ""
+    yield _indented(Text.assemble(gains, (outcome(remedy), style)), 3)
+    yield from _losses(remedy, width)
 
 
-def _blocks(report: Report, width: int, style: str) -> Iterator[RenderableType]:
-    if not report.blocks:
-        return
-    curves = signal_curves(report)
-    axis = log_axis([value for curve in curves for value in curve.values])
-    yield from _heading("Backward signal", "at the input of each block; the loss is below the last")
-    names = [printable(block.name) for block in report.blocks]
-    columns = [
-        _Column("log10", lambda block: log10_number(block.log10_input_signal)),
-        _Column("gain", lambda block: times(block.log10_gain)),
-        _Column("rms out", lambda block: number(block.output_rms)),
-    ]
-    if any(block.predicted_log10_gain is not None for block in report.blocks):
-        columns.insert(
-            2,
-            _Column(
-                "theory", lambda block: "–" if block.predicted_log10_gain is None else times(block.predicted_log10_gain)
-            ),
-        )
-    if any(block.spectrum is not None for block in report.blocks):
-        columns.append(_Column("σ max", lambda block: number(block.spectrum and block.spectrum.sigma_max)))
-    bar = 12 if width < 100 else 24
-    columns.insert(0, _Column("signal".ljust(bar), lambda b: bar_of(b.log10_input_signal, axis, bar), True, style))
-    yield _table("block", names, report.blocks, columns, width, blamed_blocks(report), style)
-
-
-def _layers(report: Report, width: int, style: str) -> Iterator[RenderableType]:
-    if not report.layers:
-        return
-    yield from _heading("Layers", "sat: entries where the slope is small; dead: units with slope 0")
-    columns = [
-        _Column("activation", lambda layer: elide(printable(layer.activation or "–"), 12), True),
-        _Column("mean", lambda layer: number(layer.activation_mean, 2)),
-        _Column("std", lambda layer: number(layer.activation_std, 2)),
-        _Column("sat", lambda layer: percent(layer.saturated_fraction)),
-        _Column("dead", lambda layer: percent(layer.dead_fraction)),
-        _Column("‖grad‖", lambda layer: number(layer.gradient_norm, 2)),
-    ]
-    if any(layer.update_ratio is not None for layer in report.layers):
-        columns.append(_Column("update", lambda layer: number(layer.update_ratio, 2)))
-    names = [printable(layer.name) for layer in report.layers]
-    blamed = {i for i, layer in enumerate(report.layers) if layer.name in blamed_layers(report)}
-    yield _table("layer", names, report.layers, columns, width, blamed, style)
-
-
-def _table(
-    title: str,
-    names: Sequence[str],
-    rows: Sequence[LayerStatistics] | Sequence[BlockStatistics],
-    columns: Sequence[_Column],
-    width: int,
-    blamed: set[int],
-    style: str,
-) -> RenderableType:
-    from rich import box
-    from rich.table import Table
+def _losses(remedy: Remedy, width: int) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    shown = fold(len(rows), _MOST_ROWS, blamed)
-    head, tail = shared_affixes(names)
-    cells = [[column.cell(row) for column in columns] for row in rows]
-    visible = [cells[i] for i in shown if isinstance(i, int)]
-    widths = [max(len(c.heading), *(len(row[k]) for row in visible)) for k, c in enumerate(columns)]
-    # Two columns between any two, two for the marker in front.
-    room = max(width - 2 - sum(widths) - 2 * len(columns) - 1, 12)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.header_style = "dim"
-    table.border_style = "dim"
-    heading = f"{head}…{tail}" if head or tail else title
-    table.add_column(Text("  " + elide(heading, room)), max_width=room + 2, no_wrap=True)
-    for column, size in zip(columns, widths, strict=True):
-        table.add_column(
-            column.heading, width=size, justify="left" if column.left else "right", no_wrap=True, style=column.style
-        )
-    for i in shown:
-        if isinstance(i, range):
-            table.add_row(Text(f"  … {len(i)} more", "dim"))
+    runs = training(remedy)
+    if runs is None:
+        return
+    room = max(min(width - 44, 40), 8)
+    for name, losses, heights in (
+        ("loss as it is", remedy.losses_before, runs.before),
+        ("loss with the change", remedy.losses_after, runs.after),
+    ):
+        if not losses:
             continue
-        name = elide(names[i][len(head) : len(names[i]) - len(tail)], room)
-        marker = "▸ " if i in blamed else "  "
-        table.add_row(Text(marker + name, f"bold {style}" if i in blamed else ""), *map(Text, cells[i]))
-    return table
+        lost = len(heights) < len(losses)
+        # Both runs on one scale of steps, so that one that ends early looks like it.
+        columns = max(round(room * len(heights) / runs.num_steps), 1) if runs.num_steps > room else len(heights)
+        line = sparkline(heights, runs.axis, min(columns, len(heights))) if heights else ""
+        end = f"{number(losses[len(heights)])} at step {len(heights)}" if lost else number(losses[-1])
+        words = f"{line}{'✗' if lost else ''}  {number(losses[0])} → {end}"
+        yield _indented(Text.assemble((name.ljust(22), "dim"), words, no_wrap=True, overflow="ellipsis"), 5)
 
 
-def bar_of(value: float, axis: Axis, width: int) -> str:
-    """A bar for a log10; nothing for exactly 0 and for NaN, the least visible for the smallest."""
-    if math.isnan(value) or value == -math.inf:
-        return ""
-    eighths = max(round(axis.fraction(value) * width * 8), 1)
-    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+def _short_remedy(remedy: Remedy, mark: str) -> RenderableType:
+    from rich.text import Text
+
+    gain = f"  {times(remedy.after)}" if has_gains(remedy) else ""
+    words = printable(words_and_code(remedy.change).sentence())
+    return Text.assemble(f" {mark} ", words, (gain, "dim"), no_wrap=True, overflow="ellipsis")
 
 
-def sparkline(values: Sequence[float], axis: Axis, width: int) -> str:
-    """One character a value, or a sample of them where there are more than ``width``; a dot for 0 and for NaN."""
-    if len(values) > width:
-        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
-    return "".join(
-        "·"
-        if math.isnan(value) or value == -math.inf
-        else _LEVELS[min(int(axis.fraction(value) * len(_LEVELS)), len(_LEVELS) - 1)]
-        for value in values
-    )
+def _blame(report: Report, width: int, style: str) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    fall = waterfall(report)
+    if fall is None:
+        return
+    chains = f"; the most extreme of {fall.num_chains} chains" if fall.num_chains > 1 else ""
+    yield from _heading("What moves the signal", f"powers of ten, from the loss to the input{chains}")
+    shown = list(zip(fall.sources, fall.totals, strict=True))
+    if max(abs(gain) for _, gain in (*shown, ("", fall.total))) < 1:
+        yield Text(f"  {sum_by_source(fall)}")
+        return
+    head, tail = shared_affixes([block.name for block in report.blocks])
+    single = []
+    for block, source, gain in fall.largest:
+        name = report.blocks[block].name
+        single.append((f"{printable(name[len(head) : len(name) - len(tail)])}: {source}", gain))
+    finite = [gain for _, gain in (*shown, *single, ("", fall.total)) if math.isfinite(gain)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    # Less than a power of ten must not look like much; what has no end needs room for its arrow.
+    low, high = min(low, 0.0 if high > 1 else -1.0), max(high, 0.0 if low < -1 else 1.0)
+    low = min(low, -1.0) if any(gain == -math.inf for _, gain in (*shown, *single)) else low
+    room = max(min(width - 40, 48), 16)
+    names = min(max(len(name) for name, _ in (*shown, *single, ("total", 0.0))), width - room - 12)
+
+    def row(name: str, gain: float, kind: str) -> Text:
+        bar = two_sided_bar(gain, low, high, room)
+        words = f"  {elide(name, names).ljust(names)} {signed(gain).rjust(6)}  "
+        return Text.assemble((words, kind), (bar.rstrip(), style if kind != "dim" else "dim"), no_wrap=True)
+
+    for name, gain in shown:
+        yield row(name, gain, "")
+    yield row("total", fall.total, "bold")
+    for name, gain in single:
+        yield row(name, gain, "dim")
+    if fall.end is not None:
+        yield Text(f"  {words_at_end(fall)} in {printable(report.blocks[fall.stretches[fall.end].first].name)}", style)

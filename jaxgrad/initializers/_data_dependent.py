@@ -93,30 +93,41 @@ def lsuv(
     tree, rebuild = module_as_tree(params)
     network = trace(lambda tree, *args: loss_fn(rebuild(tree), *args), tree, *args, has_aux=has_aux)
     kernels = _kernels(network)
-    arrays = network.inputs(tree, args)
-    if key is not None:
-        arrays = _orthogonalize(kernels, arrays, key)
-    measure = jax.jit(lambda arrays: _measure(network, kernels, arrays))
-    for _ in range(max_steps):
-        variances, factors = measure(arrays)
-        if not _missed(kernels, variances, tol):
-            break
-        arrays = _scale(kernels, arrays, factors)
-    else:
-        variances, _ = measure(arrays)
-        missed = _missed(kernels, variances, tol)
-        if missed:
-            shown = ", ".join(f"{name} ({variance:.3g})" for name, variance in missed[:6])
-            warnings.warn(
-                message(
-                    "lsuv",
-                    "layers whose output variance becomes one",
-                    f"{len(missed)} whose variance does not, in max_steps={max_steps} passes: {shown}",
-                    "pass a key to draw kernels that are zero anew; leave out what the model normalizes itself",
-                ),
-                stacklevel=2,
-            )
+    arrays, missed = scale_layers(network, network.inputs(tree, args), key, tol=tol, max_steps=max_steps)
+    if missed:
+        shown = ", ".join(f"{name} ({variance:.3g})" for name, variance in missed[:6])
+        warnings.warn(
+            message(
+                "lsuv",
+                "layers whose output variance becomes one",
+                f"{len(missed)} whose variance does not, in max_steps={max_steps} passes: {shown}",
+                "pass a key to draw kernels that are zero anew; leave out what the model normalizes itself",
+            ),
+            stacklevel=2,
+        )
     return rebuild(_replaced(network, kernels, tree, arrays))
+
+
+def scale_layers(
+    network: Network, arrays: Sequence[Any], key: PRNGKeyArray | None, *, tol: float = 0.01, max_steps: int = 10
+) -> tuple[list[Any], list[tuple[str, float]]]:
+    """Do what :func:`lsuv` does to a traced network's flat inputs.
+
+    Returns:
+      The inputs with the kernels scaled, and name and variance of the layers that are still further from one.
+    """
+    kernels = _kernels(network)
+    arrays = list(arrays) if key is None else _orthogonalize(kernels, arrays, key)
+    compiled = network.program._compiled
+    if "lsuv" not in compiled:
+        compiled["lsuv"] = jax.jit(lambda arrays: _measure(network, kernels, arrays))
+    for _ in range(max_steps):
+        variances, factors = compiled["lsuv"](arrays)
+        if not _missed(kernels, variances, tol):
+            return arrays, []
+        arrays = _scale(kernels, arrays, factors)
+    variances, _ = compiled["lsuv"](arrays)
+    return arrays, _missed(kernels, variances, tol)
 
 
 class _Kernel(NamedTuple):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxgrad._checks import message
 from jaxgrad._norms import is_inexact, real_parts, widest
 from jaxgrad._paths import Labels, as_labels, label_names
+from jaxgrad.monitoring._history import HistoryState, init_history, record_step
 from jaxgrad.monitoring._norms import Group, group_leaves, group_norms
 
 
@@ -51,6 +52,7 @@ class MonitorState(NamedTuple):
       first_nonfinite: Number of the first layer that was not finite; -1: none.
       first_nonfinite_step: The update at which it was not, counted from 0; -1: none.
       num_nonfinite: Number of updates with a NaN or an infinity.
+      history: Records of the whole run, or ``None``.
     """
 
     label: dict[str, None]
@@ -65,6 +67,7 @@ class MonitorState(NamedTuple):
     first_nonfinite: Int[Array, ""]
     first_nonfinite_step: Int[Array, ""]
     num_nonfinite: Int[Array, ""]
+    history: HistoryState | None = None
 
 
 def monitor(
@@ -77,6 +80,7 @@ def monitor(
     decay: float = 0.99,
     quantiles: Sequence[float] = (),
     window: int = 100,
+    history: int | None = None,
     name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Record the norm of every layer's update, and the first one that is not finite, in an optax chain.
@@ -102,6 +106,10 @@ def monitor(
       quantiles: Probabilities in [0, 1] whose quantiles of each layer's norm :func:`jaxgrad.monitoring.read` shall
         give. They are exact over the last ``window`` updates, which a ring buffer keeps.
       window: Length of that buffer, at least 1.
+      history: Number of records, even and at least 4, that hold the whole run, 64 for example: the geometric mean and
+        the largest of each layer's norm over the steps of a record, its update ratio where that is recorded, and the
+        loss where ``update`` is given ``value=loss``. When all are full, neighbours merge and each covers twice as
+        many steps, so the memory is that of ``history`` times the layers for a run of any length. ``None``: no history.
       name: What :func:`jaxgrad.monitoring.read` calls this monitor; needed where a chain has several.
 
     Returns:
@@ -149,7 +157,7 @@ def monitor(
       ``optax.monitor`` and ``optax.snapshot``, which record what a function of yours returns; ``wandb.watch`` for
       PyTorch. Around a clipper, place one before and one after it.
     """
-    _check_options(depth, noise_scale, batch_size, decay, quantiles, window)
+    _check_options(depth, noise_scale, batch_size, decay, quantiles, window, history)
     needs_params = param_norms or update_ratio
 
     def init(params) -> Any:
@@ -180,9 +188,10 @@ def monitor(
             first_nonfinite=integer(-1),
             first_nonfinite_step=integer(-1),
             num_nonfinite=integer(0),
+            history=None if history is None else init_history(history, len(layers), update_ratio, dtype),
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, *, value=None, **extra_args):
         del extra_args
         if needs_params and params is None:
             option = "update_ratio" if update_ratio else "param_norms"
@@ -192,7 +201,8 @@ def monitor(
         groups = _known(group_leaves(updates, depth), state)
         step = jnp.asarray(optax.safe_increment(state.step))
         if not groups:
-            return updates, state._replace(step=step)
+            norms = jnp.zeros_like(state.norms)
+            return updates, state._replace(step=step, history=_record(state, norms, norms, value))
         param_groups = _known(group_leaves(params, depth), state) if needs_params else []
         values, finite = group_norms([*groups, *param_groups])
         values, finite = values.astype(state.norms.dtype), finite[: len(groups)]
@@ -204,29 +214,35 @@ def monitor(
             sizes = jnp.zeros_like(norms).at[_places(param_groups, state)].set(values[len(groups) :])
         bad = ~jnp.all(finite)
         first = bad & (state.first_nonfinite < 0)
+        ratios = _ratio(norms, sizes) if update_ratio and sizes is not None else None
         return updates, state._replace(
             step=step,
             norms=norms,
             param_norms=sizes,
-            update_ratios=_ratio(norms, sizes) if update_ratio and sizes is not None else None,
+            update_ratios=ratios,
             noise=_update_noise(state.noise, updates, bad, batch_size, decay),
             window=_write(state.window, state.step, norms),
             first_nonfinite=jnp.where(first, places[jnp.argmin(finite)], state.first_nonfinite),
             first_nonfinite_step=jnp.where(first, state.step, state.first_nonfinite_step),
             num_nonfinite=jnp.where(bad, optax.safe_increment(state.num_nonfinite), state.num_nonfinite),
+            history=_record(state, norms, ratios, value),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check_options(depth: Any, noise_scale: bool, batch_size: Any, decay: Any, quantiles: Any, window: Any) -> None:
-    for option, value in (("depth", depth), ("window", window)):
-        if option == "depth" and value is None:
+def _check_options(
+    depth: Any, noise_scale: bool, batch_size: Any, decay: Any, quantiles: Any, window: Any, history: Any
+) -> None:
+    for option, value, least in (("depth", depth, 1), ("window", window, 1), ("history", history, 4)):
+        if option != "window" and value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(message("monitor", f"{option} as an integer", repr(value), f"leave {option} out"))
-        if value < 1:
-            raise ValueError(message("monitor", f"{option} of at least 1", repr(value), f"leave {option} out"))
+        if value < least:
+            raise ValueError(message("monitor", f"{option} of at least {least}", repr(value), f"leave {option} out"))
+    if history is not None and history % 2:
+        raise ValueError(message("monitor", "history as an even number", repr(history), f"pass {history + 1}"))
     if noise_scale and batch_size is None:
         raise ValueError(
             message(
@@ -276,6 +292,12 @@ def _places(groups: list[Group], state: MonitorState) -> Int[Array, " groups"]:
 def _ratio(norm: Float[Array, " layers"], param_norm: Float[Array, " layers"]) -> Float[Array, " layers"]:
     safe = jnp.where(param_norm > 0, param_norm, 1)
     return jnp.where(param_norm > 0, norm / safe, 0)
+
+
+def _record(
+    state: MonitorState, norms: Float[Array, " layers"], ratios: Float[Array, " layers"] | None, loss: Any
+) -> HistoryState | None:
+    return None if state.history is None else record_step(state.history, state.step, norms, ratios, loss)
 
 
 def _write(

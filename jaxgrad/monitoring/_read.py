@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxgrad._checks import message
 from jaxgrad._paths import label_names, named_leaves
+from jaxgrad.monitoring._history import History, read_history
 from jaxgrad.monitoring._monitor import MonitorState, NoiseState
 
 _CLIP_FIELDS = ("count", "norm", "scale", "clipped", "clip_fraction", "angle", "num_nonfinite")
@@ -63,6 +64,7 @@ class Reading(NamedTuple):
       first_nonfinite_step: The update at which it had, counted from 0, or ``None``.
       num_nonfinite: Number of updates with a NaN or an infinity.
       clips: By place in the state, what each clipper did. The same in the reading of every monitor of a state.
+      history: The whole run in records, or ``None`` where not asked for.
     """
 
     step: int | None
@@ -76,6 +78,7 @@ class Reading(NamedTuple):
     first_nonfinite_step: int | None
     num_nonfinite: int
     clips: dict[str, Clip]
+    history: History | None = None
 
 
 def read(opt_state: Any, name: str | None = None) -> Reading:
@@ -212,6 +215,7 @@ def _reading(state: MonitorState, clips: dict[str, Clip]) -> Reading:
         first_nonfinite_step=None if first < 0 else int(state.first_nonfinite_step),
         num_nonfinite=int(state.num_nonfinite),
         clips=clips,
+        history=None if state.history is None else read_history(state.history, int(state.step), names),
     )
 
 

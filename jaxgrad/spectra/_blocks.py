@@ -102,7 +102,7 @@ class Evaluated(NamedTuple):
         """
         network, layout = self.network, self.layout
         cache = network.program._compiled.setdefault("blocks", {})
-        sites = _operand_sites(network, span)
+        sites = operand_sites(network, span)
         operands = [self.values[site] for site in sites]
 
         def at(operands: list[Any], step: Any) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
@@ -124,9 +124,9 @@ class Evaluated(NamedTuple):
         place = (key, span.equations if span.kind == "time" else span)
         if place not in cache:
             # The second fingerprint is slower, but sees through a custom_jvp, which is another one at each call.
-            program = (key, _fingerprint(jax.make_jaxpr(forward)(operands, steps)))
+            program = (key, fingerprint(jax.make_jaxpr(forward)(operands, steps)))
             if program not in cache:
-                derived = (key, "derived", _fingerprint(jax.make_jaxpr(whole)(operands, steps, more)))
+                derived = (key, "derived", fingerprint(jax.make_jaxpr(whole)(operands, steps, more)))
                 cache[program] = cache.setdefault(derived, jax.jit(whole))
             cache[place] = cache[program]
         return cache[place](operands, steps, more)
@@ -149,7 +149,7 @@ def check_chunk_size(function: str, chunk_size: Any) -> None:
         )
 
 
-def _operand_sites(network: Network, span: Span) -> list[Site]:
+def operand_sites(network: Network, span: Span) -> list[Site]:
     """Return where the values are that a span is computed from, in an order that equal spans share."""
     equations = [network.program.equations[position] for position in span.equations]
     made = {output for equation in equations for output in equation.outputs}
@@ -165,8 +165,8 @@ def _operand_sites(network: Network, span: Span) -> list[Site]:
     return list(dict.fromkeys(sites))
 
 
-def _fingerprint(closed: Any) -> Hashable:
-    """Return what two jaxprs share only where they compute the same."""
+def fingerprint(closed: Any, *, differentiated: bool = True) -> Hashable:
+    """Return what two jaxprs share only where they compute the same; and where it matters, their derivatives."""
     jaxpr = getattr(closed, "jaxpr", closed)
     numbers: dict[Any, int] = {}
 
@@ -183,7 +183,11 @@ def _fingerprint(closed: Any) -> Hashable:
                 equation.primitive,
                 tuple(atom(variable) for variable in equation.invars),
                 tuple(atom(variable) for variable in equation.outvars),
-                tuple((name, _frozen(value)) for name, value in sorted(equation.params.items())),
+                tuple(
+                    (name, _frozen(value, differentiated))
+                    for name, value in sorted(equation.params.items())
+                    if differentiated or not _is_rule(equation, value)
+                ),
             )
             for equation in jaxpr.eqns
         ),
@@ -191,14 +195,20 @@ def _fingerprint(closed: Any) -> Hashable:
     )
 
 
-def _frozen(value: Any) -> Hashable:
+def _is_rule(equation: Any, value: Any) -> bool:
+    """Return whether a parameter is the rule by which a function is differentiated."""
+    custom = equation.primitive.name.startswith(("custom_jvp_call", "custom_vjp_call"))
+    return custom and not isinstance(value, (int, tuple)) and not hasattr(value, "jaxpr")
+
+
+def _frozen(value: Any, differentiated: bool = True) -> Hashable:
     """Return something hashable that is equal for equal values only; where in doubt, for this value alone."""
     if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-        return _fingerprint(value)
+        return fingerprint(value, differentiated=differentiated)
     if isinstance(value, (tuple, list)):
-        return type(value), tuple(map(_frozen, value))
+        return type(value), tuple(_frozen(inner, differentiated) for inner in value)
     if isinstance(value, dict):
-        return dict, tuple((name, _frozen(inner)) for name, inner in sorted(value.items()))
+        return dict, tuple((name, _frozen(inner, differentiated)) for name, inner in sorted(value.items()))
     if isinstance(value, (np.ndarray, jax.Array)):
         known = not isinstance(value, Tracer) and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         return (value.shape, str(value.dtype), np.asarray(value).tobytes()) if known else object()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
 
 from jaxgrad.tracing._interpret import Equation, Loop, Program, Site, run_loop
 from jaxgrad.tracing._layers import Activation
@@ -103,6 +106,128 @@ def add_skips(network: Network) -> Network:
 
 def _with_skip(apply: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *operands: [apply(*operands[:-1])[0] + operands[-1]]
+
+
+def normalize_cuts(network: Network, eps: float = 1e-5) -> Network:
+    """Return the network with each state between two blocks in depth at mean 0 and variance 1 over its last axis."""
+    program = network.program
+    inner = {span.end for span in network.spans} & {span.start for span in network.spans if span.kind == "depth"}
+    ends = {site[0] for cut in inner for site in cut.sites if len(cut.sites) == 1 and len(site) == 1}
+    changed: dict[Site, Equation] = {}
+    for equation in program.equations:
+        fits = len(equation.outputs) == 1 and equation.loop is None and equation.outputs[0] in ends
+        if fits and program.avals[equation.outputs[0]].ndim > 1:
+            changed[(equation.outputs[0],)] = equation._replace(apply=_followed_by(equation.apply, _normalized(eps)))
+    return _rebuilt(network, _replace(program, changed), network.activations)
+
+
+def _followed_by(apply: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *operands: [function(result) for result in apply(*operands)]
+
+
+def _normalized(eps: float) -> Callable[[Any], Any]:
+    def normalize(value: Any) -> Any:
+        wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + eps)).astype(value.dtype)
+
+    return normalize
+
+
+def drop_blocks(network: Network, dropped: Collection[int]) -> Network:
+    """Return the network with some blocks in depth, by index, replaced by the identity."""
+    program = network.program
+    changed: dict[Site, Equation] = {}
+    for index in dropped:
+        ((start,),), ((end,),) = network.spans[index].start.sites, network.spans[index].end.sites
+        (equation,) = [
+            program.equations[p] for p in network.spans[index].equations if end in program.equations[p].outputs
+        ]
+        changed[(end,)] = equation._replace(operation="copy", inputs=(start,), params={}, apply=lambda value: [value])
+    return _rebuilt(network, _replace(program, changed), network.activations)
+
+
+def droppable_blocks(network: Network) -> list[int]:
+    """Return the blocks in depth that end with a state like the one they begin with."""
+    program, found = network.program, []
+    for index, span in enumerate(network.spans):
+        if span.kind != "depth" or len(span.start.sites) != 1 or len(span.end.sites) != 1:
+            continue
+        start, end = (network.aval(cut.sites[0]) for cut in (span.start, span.end))
+        single = all(len(program.equations[p].outputs) == 1 for p in span.equations)
+        if start.shape == end.shape and start.dtype == end.dtype and single and len(span.end.sites[0]) == 1:
+            found.append(index)
+    return found
+
+
+def shift_gates(network: Network, shift: float) -> Network:
+    """Return the network with ``shift`` added before every gate that a loop's carried state is multiplied by."""
+    changed: dict[Site, Equation] = {}
+    for site, equation in forget_gates(network).items():
+        changed[site] = equation._replace(apply=_shifted(equation.apply, equation.inputs, shift))
+    return _rebuilt(network, _replace(network.program, changed), network.activations)
+
+
+def forget_gates(network: Network) -> dict[Site, Equation]:
+    """Return the equations of the sigmoids that multiply what a loop carries, by the site they make."""
+    found: dict[Site, Equation] = {}
+    for number, loop in ((e.outputs[0], e.loop) for e in network.program.equations if e.loop is not None):
+        carried = set(loop.body.inputs[loop.num_consts : loop.num_consts + loop.num_carry])
+        made = {output: equation for equation in loop.body.equations for output in equation.outputs}
+        for equation in loop.body.equations:
+            if equation.operation != "mul" or len(carried & set(equation.operands)) != 1:
+                continue
+            (gate,) = set(equation.operands) - carried or {-1}
+            source = made.get(gate)
+            if source is not None and _is_sigmoid(source) and len(source.operands) == 1:
+                found[(number, gate)] = source
+    return found
+
+
+def _is_sigmoid(equation: Equation) -> bool:
+    return equation.operation == "logistic" or equation.params.get("name") in {"sigmoid", "_sigmoid"}
+
+
+def _shifted(apply: Callable[..., Any], inputs: tuple[Any, ...], shift: float) -> Callable[..., Any]:
+    places = [place for place, atom in enumerate(inputs) if isinstance(atom, int)]
+
+    def shifted(*operands: Any) -> Any:
+        moved = [o + jnp.asarray(shift, o.dtype) if place in places else o for place, o in enumerate(operands)]
+        return apply(*moved)
+
+    return shifted
+
+
+def replace_loss(network: Network, inputs: Sequence[int], function: Callable[..., Any]) -> Network:
+    """Return the network with its loss computed from some of its values by another function."""
+    program = network.program
+    loss = program.outputs[0]
+    if not isinstance(loss, int):
+        return network
+    (equation,) = [e for e in program.equations if loss in e.outputs]
+    dtype = program.avals[loss].dtype
+    new = equation._replace(
+        operation="substituted",
+        inputs=tuple(inputs),
+        outputs=(loss,),
+        apply=lambda *values: [function(*values).astype(dtype)],
+        params={"name": "loss"},
+        scope=None,
+        loop=None,
+    )
+    return _rebuilt(network, _replace(program, {(loss,): new}), network.activations)
+
+
+def guard_operation(network: Network, site: Site, guard: Callable[[Any], Any], place: int) -> Network:
+    """Return the network with one operand of one operation passed through ``guard`` first."""
+    holder = network.holder(site)
+    (equation,) = [e for e in holder.equations if site[-1] in e.outputs]
+
+    def apply(*operands: Any) -> Any:
+        return equation.apply(*(guard(o) if i == place else o for i, o in enumerate(operands)))
+
+    return _rebuilt(network, _replace(network.program, {site: equation._replace(apply=apply)}), network.activations)
 
 
 def _replace(program: Program, changed: Mapping[Site, Equation]) -> Program:

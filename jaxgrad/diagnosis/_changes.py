@@ -1,0 +1,287 @@
+"""What can be changed about a network without touching the code it was traced from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrad.activations._table import TABLE
+from jaxgrad.diagnosis._facts import LayerFacts
+from jaxgrad.diagnosis._measure import entering_layers, main_owner
+from jaxgrad.diagnosis._structure import is_product
+from jaxgrad.initializers._data_dependent import scale_layers
+from jaxgrad.tracing import Network, _substitute
+from jaxgrad.tracing._interpret import Constant, Site
+from jaxgrad.tracing._layers import LayerSite, user_source
+
+_LARGEST_VARIANCE = 25.0  # times 1/fan-in; more than that saturates any nonlinearity
+_BIASES = frozenset({"b", "bias", "biases", "offset"})
+
+
+class Setup(NamedTuple):
+    """A network as it would be trained.
+
+    Attributes:
+      network: The network.
+      inputs: The program's inputs.
+      rate: What every update is multiplied by.
+      clip: A global norm that gradients are clipped to first; ``None``: none.
+      rescaled: Whether its loss has another unit than the user's.
+    """
+
+    network: Network
+    inputs: list[Any]
+    rate: float = 1.0
+    clip: float | None = None
+    rescaled: bool = False
+
+
+class Change(NamedTuple):
+    """Something to change.
+
+    Attributes:
+      kind: What is changed.
+      words: The change in words, with the line to write.
+      cost: How much of the model it changes: 0 the data or a setting, 1 weights, 2 operations, 3 the architecture.
+      apply: Changes a setup.
+    """
+
+    kind: str
+    words: str
+    cost: int
+    apply: Callable[[Setup], Setup]
+
+    @property
+    def family(self) -> str:
+        """What it is an alternative to: two of one family do not go together."""
+        return "weights" if "reinitialize" in self.kind or "recurrence" in self.kind else self.kind
+
+
+def together(first: Change, second: Change) -> Change:
+    """Return two changes as one."""
+    return Change(
+        f"{first.kind} + {second.kind}",
+        f"{first.words}; and {second.words}",
+        first.cost + second.cost + 1,
+        lambda setup: second.apply(first.apply(setup)),
+    )
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def standardize_inputs(setup: Setup) -> Setup:
+    """Return the setup with what enters the network at mean 0 and standard deviation 1, feature by feature."""
+    network, changed = setup.network, list(setup.inputs)
+    first = {(*network.sites[i].loops, network.sites[i].data) for i in entering_layers(network)}
+    for position in range(network.num_parameters, len(network.signature.avals)):
+        if _is_float(network, position) and _feeds(network, position, first):
+            changed[position] = _standardized(changed[position])
+    return setup._replace(inputs=changed)
+
+
+def standardize_targets(setup: Setup) -> Setup:
+    """Return the setup with the targets of the network's output's size at mean 0 and standard deviation 1."""
+    network, changed = setup.network, list(setup.inputs)
+    first = {(*network.sites[i].loops, network.sites[i].data) for i in entering_layers(network)}
+    for position in range(network.num_parameters, len(network.signature.avals)):
+        if _is_float(network, position) and not _feeds(network, position, first):
+            changed[position] = _standardized(changed[position])
+    return setup._replace(inputs=changed, rescaled=True)
+
+
+def _is_float(network: Network, position: int) -> bool:
+    aval = network.signature.avals[position]
+    return bool(jnp.issubdtype(aval.dtype, jnp.floating)) and len(aval.shape) > 0
+
+
+def _feeds(network: Network, position: int, first: Collection[Site]) -> bool:
+    """Return whether an argument reaches one of the first layers before any layer."""
+    reached = {position}
+    layers = set(network.program.layers)
+    ends = {site[0] for site in first if len(site) == 1}
+    for place, equation in enumerate(network.program.equations):
+        if reached.isdisjoint(equation.operands):
+            continue
+        if place in layers:
+            if equation.loop is not None or not ends.isdisjoint(reached):
+                return True
+            continue
+        reached.update(equation.outputs)
+    return not ends.isdisjoint(reached)
+
+
+def _standardized(value: Any) -> Any:
+    """Return an array with each feature, along the last axis, at mean 0 and standard deviation 1."""
+    axes = (0,) if value.ndim == 1 else tuple(range(value.ndim - 1))
+    wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    mean, std = jnp.mean(wide, axis=axes, keepdims=True), jnp.std(wide, axis=axes, keepdims=True)
+    small = 1e-6 * jnp.max(jnp.abs(wide))
+    return ((wide - mean) / jnp.where(std > small, std, jnp.ones_like(std))).astype(value.dtype)
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def critical_variances(layer: LayerFacts) -> tuple[float, float]:
+    """Return the variances of weights (times the fan-in) and biases that suit the nonlinearity behind a layer."""
+    known = TABLE.get(layer.activation or "identity")
+    if known is not None and known.critical is not None:
+        return known.critical[0], known.critical[1]
+    if math.isnan(layer.slope):
+        return 1.0, 0.0
+    return (min(1 / layer.slope**2, _LARGEST_VARIANCE), 0.0) if layer.slope > 0 else (2.0, 0.0)
+
+
+def draw_weights(
+    setup: Setup, known: dict[str, LayerFacts], key: jax.Array, *, orthogonal: bool = False, loops: bool | None = None
+) -> Setup:
+    """Return the setup with fresh weights that suit each layer's nonlinearity.
+
+    Args:
+      setup: What to change.
+      known: What is known of each layer.
+      key: Random key.
+      orthogonal: Whether weights are drawn orthogonal rather than normal.
+      loops: Whether to draw the square weights inside loops alone (True), those outside (False), or all.
+    """
+    network, changed = setup.network, list(setup.inputs)
+    biases: dict[str, float] = {}
+    for number, (layer, site) in enumerate(zip(network.layers, network.sites, strict=True)):
+        shape = layer.weight_shape
+        if not is_product(site) or layer.name not in known or (loops is not None and bool(site.loops) != loops):
+            continue
+        if loops and (len(shape) != 2 or shape[0] != shape[1]):
+            continue
+        owner = main_owner(network, site)
+        leaf = changed[owner.leaf]
+        own = leaf[owner.index].shape
+        variance, bias_variance = critical_variances(known[layer.name])
+        one = jax.random.fold_in(key, number)
+        if orthogonal and own == shape and len(shape) == 2:
+            fresh = jax.nn.initializers.orthogonal(math.sqrt(variance * _shape_factor(site, shape)))(
+                one, own, jnp.float32
+            )
+        else:
+            fresh = jax.random.normal(one, own, jnp.float32) * math.sqrt(variance / known[layer.name].fan_in)
+        fresh = fresh.astype(leaf.dtype)
+        changed[owner.leaf] = leaf.at[owner.index].set(fresh) if owner.index else fresh
+        biases[layer.name.rsplit("/", 1)[0]] = bias_variance
+    if loops is not True:
+        _draw_biases(network, changed, biases, key)
+    return setup._replace(inputs=changed)
+
+
+def _shape_factor(site: LayerSite, shape: tuple[int, ...]) -> float:
+    """Return by what an orthogonal matrix's square is to be multiplied so that its entries have variance 1/fan-in."""
+    contracted, _ = (
+        site.equation.params["dimension_numbers"] if site.equation.operation == "dot_general" else (((1,), (1,)), ())
+    )
+    axis = contracted[0 if site.equation.inputs[0] == site.weight else 1][0]
+    return max(1.0, shape[1 - axis] / shape[axis])
+
+
+def _draw_biases(network: Network, changed: list[Any], variances: dict[str, float], key: jax.Array) -> None:
+    for owner in network.parameters:
+        parent, _, last = owner.name.rpartition("/")
+        if last.strip("_").lower() not in _BIASES:
+            continue
+        leaf, std = changed[owner.leaf], math.sqrt(variances.get(parent, 0.0))
+        noise = jax.random.normal(jax.random.fold_in(key, 1_000_000 + owner.leaf), leaf.shape, jnp.float32)
+        changed[owner.leaf] = (noise * std).astype(leaf.dtype)
+
+
+def scale_to_data(setup: Setup, key: jax.Array) -> Setup:
+    """Return the setup with orthogonal weights scaled so that each layer's output has variance 1 on the batch."""
+    arrays, _ = scale_layers(setup.network, setup.inputs, key, max_steps=3)
+    return setup._replace(inputs=arrays)
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def drop_every_second(network: Network) -> Network:
+    """Return the network without every second of the blocks that can be left out."""
+    return _substitute.drop_blocks(network, _substitute.droppable_blocks(network)[1::2])
+
+
+def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int, str] | None:
+    """Return the last layer's output with its bias, the labels, and the cross-entropy that fits them.
+
+    ``None`` where the labels' shape says nothing.
+    """
+    site = network.sites[-1]
+    if site.loops:
+        return None
+    program = network.program
+    output = site.equation.outputs[0]
+    for equation in program.equations:
+        biased = equation.operation == "add" and output in equation.operands
+        if biased and any(program.kinds[atom].owners for atom in equation.operands):
+            output = equation.outputs[0]
+    shape = program.avals[output].shape
+    for position in range(network.num_parameters, len(network.signature.avals)):
+        aval = network.signature.avals[position]
+        if (position,) in network.path or not aval.shape or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            continue
+        integers = jnp.issubdtype(aval.dtype, jnp.integer)
+        if integers and aval.shape in (shape[:-1], shape[1:]) and math.prod(shape) > math.prod(aval.shape):
+            return output, position, "softmax-integers"
+        values = inputs[position]
+        if not bool(jnp.all((values == 0) | (values == 1))):
+            continue
+        if aval.shape == shape and shape[-1] > 1 and bool(jnp.all(jnp.sum(values, axis=-1) == 1)):
+            return output, position, "softmax"
+        if math.prod(aval.shape) == math.prod(shape):
+            return output, position, "sigmoid"
+    return None
+
+
+def cross_entropy(network: Network, output: int, labels: int, form: str) -> Network:
+    """Return the network with the mean cross-entropy of its logits for a loss."""
+    import optax
+
+    def loss(logits: Any, targets: Any) -> Any:
+        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if form == "softmax-integers" and targets.shape != wide.shape[:-1]:
+            wide = jnp.moveaxis(wide, 0, -1)  # equinox has the classes first
+        if form == "softmax-integers":
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(wide, targets))
+        if form == "softmax":
+            return jnp.mean(optax.softmax_cross_entropy(wide, targets.astype(wide.dtype)))
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(wide, targets.reshape(wide.shape).astype(wide.dtype)))
+
+    return _substitute.replace_loss(network, (output, labels), loss)
+
+
+_FLOOR = 1e-6
+_CEILING = 80.0
+_GUARDS: dict[str, tuple[Callable[[Any], Any], int, str]] = {
+    "log": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR, x.dtype)), 0, "jnp.log(jnp.maximum(x, 1e-6))"),
+    "log1p": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR - 1, x.dtype)), 0, "jnp.log1p(jnp.maximum(x, 1e-6 - 1))"),
+    "sqrt": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR, x.dtype)), 0, "jnp.sqrt(jnp.maximum(x, 1e-6))"),
+    "rsqrt": (lambda x: jnp.maximum(x, 0) + jnp.asarray(_FLOOR, x.dtype), 0, "jax.lax.rsqrt(x + 1e-6)"),
+    "exp": (lambda x: jnp.minimum(x, jnp.asarray(_CEILING, x.dtype)), 0, "jnp.exp(x - x.max(axis=-1, keepdims=True))"),
+    "div": (lambda x: jnp.where(jnp.abs(x) < _FLOOR, jnp.asarray(_FLOOR, x.dtype), x), 1, "x / jnp.maximum(y, 1e-6)"),
+    "pow": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR, x.dtype)), 0, "jnp.maximum(x, 1e-6) ** y"),
+}
+
+
+def guarded(network: Network, site: Site) -> tuple[Network, str] | None:
+    """Return the network with the operand of one operation kept away from where it is singular, and the line for it."""
+    equations = network.holder(site).equations
+    (equation,) = [e for e in equations if site[-1] in e.outputs] or [None]
+    if equation is None or equation.operation not in _GUARDS:
+        return None
+    guard, place, line = _GUARDS[equation.operation]
+    source = user_source(equation.source)
+    # One line of the user's may stand in every layer.
+    alike = [e for e in equations if e.operation == equation.operation and user_source(e.source) == source]
+    for other in alike:
+        if not isinstance(other.inputs[place], Constant):
+            network = _substitute.guard_operation(network, (*site[:-1], other.outputs[0]), guard, place)
+    return network, line
