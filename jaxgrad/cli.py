@@ -85,9 +85,23 @@ def main() -> None:
     show_default=True,
     help="How much to measure.",
 )
+@click.option(
+    "--confirm",
+    metavar="STEPS",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Confirm the best remedy by training for some steps, with and without it.",
+)
 @click.option("--quiet", is_flag=True, help="Print the verdict alone, in one line.")
 def explain(
-    target: str | None, demo: str | None, html: Path | None, json: Path | None, check: bool, level: Level, quiet: bool
+    target: str | None,
+    demo: str | None,
+    html: Path | None,
+    json: Path | None,
+    check: bool,
+    level: Level,
+    confirm: int,
+    quiet: bool,
 ) -> None:
     """Diagnose the gradients of a network, and measure what would repair them.
 
@@ -105,6 +119,7 @@ def explain(
       jaxgrad explain train:make_case
       jaxgrad explain experiments/train.py --html report.html
       jaxgrad explain train --level full --json report.json
+      jaxgrad explain train --confirm 100
       jaxgrad explain train --check --quiet    # in continuous integration
       jaxgrad explain --demo rnn
 
@@ -129,7 +144,8 @@ def explain(
     check_outputs(outputs)
 
     make_case = load_demo(demo) if demo is not None else load_function(target or "")
-    report = diagnose(*call(make_case, demo or target or ""), level=level, verbose=not quiet)
+    case = call(make_case, demo or target or "")
+    report = diagnose(*case, level=level, confirm_steps=confirm, verbose=not quiet)
 
     if quiet:
         click.echo(f"{report.verdict}: {report.summary}")
@@ -299,11 +315,12 @@ def mismatch(function: Callable[..., Any], *args: Any) -> str | None:
 # What goes out.
 
 
-def diagnose(*case: Any, level: Level, verbose: bool) -> Report:
+def diagnose(*case: Any, level: Level, confirm_steps: int, verbose: bool) -> Report:
     """Run :func:`jaxgrad.explain`, and say what was wrong where it refuses."""
     import jaxgrad
 
-    return run(lambda: jaxgrad.explain(*case, level=level, verbose=verbose), "running the loss")
+    options = {"level": level, "confirm_steps": confirm_steps, "verbose": verbose}
+    return run(lambda: jaxgrad.explain(*case, **options), "running the loss")
 
 
 def print_report(report: Report) -> None:

@@ -105,7 +105,7 @@ class TestRuns:
         assert "the page of a report: vanishing" in result.stdout
         (loss_fn, params, x), options = calls[0]
         assert loss_fn(params, x).shape == ()
-        assert options == {"level": "standard", "verbose": True}
+        assert options == {"level": "standard", "confirm_steps": 0, "verbose": True}
 
     @pytest.mark.parametrize("target", ["train", "train.py", "./train.py", "train.py:make_case", "./train:make_case"])
     def test_spellings(self, project, calls, target):
@@ -135,8 +135,8 @@ class TestRuns:
 
     def test_options_reach_explain(self, project, calls):
         write("train.py", CASE)
-        assert invoke("train", "--level", "full", "--quiet").exit_code == 0
-        assert calls[0][1] == {"level": "full", "verbose": False}
+        assert invoke("train", "--level", "full", "--confirm", "50", "--quiet").exit_code == 0
+        assert calls[0][1] == {"level": "full", "confirm_steps": 50, "verbose": False}
 
     @pytest.mark.parametrize("name", DEMOS)
     def test_demo(self, calls, name):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgrad.diagnosis._measure import norm
 from jaxgrad.diagnosis._report import Source
@@ -56,22 +57,27 @@ def blame(network: Network) -> Callable[[list[Any], Any, jax.Array], list[dict[S
     pushes: dict[Any, Callable[..., Any]] = {}  # by block, and by what it comes to: equal blocks share one program
 
     def run(inputs: list[Any], seed: Any, key: jax.Array) -> list[dict[Source, float]]:
-        values, signals = prepare(inputs, seed)
+        values, signals, sizes = prepare(inputs, seed)
+        sizes = jax.device_get(sizes)
         results: list[Any] = [None] * len(spans)
-        behind: tuple[Cut, tuple[Any, ...]] | None = None
+        behind: tuple[Cut, tuple[Any, ...], Any] | None = None
         for group in reversed(groups):
             members = [spans[index] for index in group]
-            one = jax.random.fold_in(key, group[-1])
-            state = behind[1] if behind is not None and behind[0] == members[-1].end else None
+            last = members[-1].end
             operands = _operands(network, members, values, signals)
+            state = tuple(operands.end)
+            if not _is_usable(float(sizes[group[-1]])):
+                follows = behind is not None and behind[0] == last and 0 < float(behind[2]) < np.inf
+                state = behind[1] if behind is not None and follows else _random(network, last, key)
+                state = _unit(state)
             if group not in pushes:
                 push = functools.partial(_push_steps if members[0].kind == "time" else _push_block, network, members)
-                program = (state is None, fingerprint(jax.make_jaxpr(push)(operands, state, one), differentiated=False))
+                program = fingerprint(jax.make_jaxpr(push)(operands, state), differentiated=False)
                 pushes[group] = pushes.setdefault(program, jax.jit(push))
-            gains, begin = pushes[group](operands, state, one)
+            gains, begin, size = pushes[group](operands, state)
             for place, index in enumerate(group):
                 results[index] = gains if members[0].kind == "depth" else (gains, place)
-            behind = members[0].start, begin
+            behind = members[0].start, begin, size
         return [_plain(found) for found in jax.device_get(results)]
 
     return run
@@ -101,12 +107,26 @@ def _operands(
     )
 
 
-def _values_and_signals(network: Network, inputs: list[Any], seed: Any) -> tuple[dict[Site, Any], dict[Site, Any]]:
-    """Return what the blocks read, and the loss's gradient at every cut."""
+def _values_and_signals(
+    network: Network, inputs: list[Any], seed: Any
+) -> tuple[dict[Site, Any], dict[Site, Any], list[Any]]:
+    """Return what the blocks read, the loss's gradient at every cut, and its norm at the end of every block."""
     sites = list(dict.fromkeys(site for cut in network.cuts for site in cut.sites))
     taps = {site: jnp.zeros(network.stacked_shape(site), network.aval(site).dtype) for site in sites}
     loss, pull = jax.vjp(lambda taps: evaluate(network.program, inputs, taps=taps)[0][0], taps)
-    return block_values(network, inputs, network.spans), pull(jnp.asarray(seed, loss.dtype))[0]
+    (signals,) = pull(jnp.asarray(seed, loss.dtype))
+    ends = [span.end for span in network.spans]
+    steps = {site: norm(signals[site], stacked=True) for site in sites if len(site) > 1}
+    sizes = [
+        _whole(
+            [
+                steps[site][cut.step] if len(site) > 1 and cut.step is not None else norm(signals[site])
+                for site in cut.sites
+            ]
+        )
+        for cut in ends
+    ]
+    return block_values(network, inputs, network.spans), signals, sizes
 
 
 def _random(network: Network, cut: Cut, key: jax.Array) -> tuple[Any, ...]:
@@ -115,53 +135,48 @@ def _random(network: Network, cut: Cut, key: jax.Array) -> tuple[Any, ...]:
     return tuple(jax.random.normal(one, aval.shape, aval.dtype) for one, aval in zip(keys, avals, strict=True))
 
 
-def _chosen(signal: Sequence[Any], behind: Sequence[Any] | None, fallback: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the loss's gradient where it can be followed, else the vector of the block behind at norm 1."""
-    behind = fallback if behind is None else behind
-    return jax.lax.cond(
-        _usable(_norm(signal)),
-        lambda: tuple(signal),
-        lambda: jax.lax.cond(_positive(_norm(behind)), lambda: _unit(behind), lambda: _unit(fallback)),
-    )
+def _followed(signal: Sequence[Any], behind: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the loss's gradient where it can be followed, else the vector of the step behind at norm 1."""
+    return jax.lax.cond(_is_usable(_norm(signal)), lambda: tuple(signal), lambda: _unit(behind))
 
 
 def _unit(state: Sequence[Any]) -> tuple[Any, ...]:
     size = _norm(state)
-    return tuple((leaf.astype(size.dtype) / size).astype(leaf.dtype) for leaf in state)
+    safe = jnp.where(size > 0, size, jnp.ones_like(size))
+    return tuple((leaf.astype(size.dtype) / safe).astype(leaf.dtype) for leaf in state)
 
 
 def _norm(state: Sequence[Any]) -> Any:
-    sizes = [norm(leaf) for leaf in state]
+    return _whole([norm(leaf) for leaf in state])
+
+
+def _whole(sizes: Sequence[Any]) -> Any:
+    """Return the norm of a state from those of its leaves."""
     wide = jnp.result_type(*sizes)
-    return norm(jnp.stack([size.astype(wide) for size in sizes]))
+    return sizes[0] if len(sizes) == 1 else norm(jnp.stack([size.astype(wide) for size in sizes]))
 
 
-def _positive(size: Any) -> Any:
-    return (size > 0) & jnp.isfinite(size)
-
-
-def _usable(size: Any) -> Any:
+def _is_usable(size: Any) -> Any:
     return (size > _SMALLEST) & (size < 1 / _SMALLEST)
 
 
 def _push_block(
-    network: Network, members: Sequence[Span], operands: _Operands, behind: Sequence[Any] | None, key: jax.Array
-) -> tuple[Gains, tuple[Any, ...]]:
-    """Push the signal through one block in depth."""
+    network: Network, members: Sequence[Span], operands: _Operands, cotangents: Sequence[Any]
+) -> tuple[Gains, tuple[Any, ...], Any]:
+    """Push the signal through one block in depth; return the gains, what arrives, and its norm."""
     (span,) = members
     equations = [network.program.equations[position] for position in span.equations]
     values = dict(zip(operand_sites(network, span), operands.values, strict=True))
     flat = {site[0]: value for site, value in values.items() if len(site) == 1}
     starts, ends = ([site[0] for site in cut.sites] for cut in (span.start, span.end))
-    # A block's end may be read by no equation of its own: only those in between are missing.
     known = flat | replay(equations, {start: flat[start] for start in starts}, flat)
-    cotangents = _chosen(operands.end, behind, _random(network, span.end, key))
-    return push_back(network, network.program, (), equations, known, starts, ends, cotangents)
+    gains, begin = push_back(network, network.program, (), equations, known, starts, ends, cotangents)
+    return gains, begin, _norm(begin)
 
 
 def _push_steps(
-    network: Network, members: Sequence[Span], operands: _Operands, behind: Sequence[Any] | None, key: jax.Array
-) -> tuple[Gains, tuple[Any, ...]]:
+    network: Network, members: Sequence[Span], operands: _Operands, cotangents: Sequence[Any]
+) -> tuple[Gains, tuple[Any, ...], Any]:
     """Push the signal back through the steps of a loop, from the last evaluated to the first."""
     equation = network.program.equations[members[0].equations[0]]
     loop, number = equation.loop, equation.outputs[0]
@@ -178,25 +193,23 @@ def _push_steps(
     steps = jnp.asarray([span.start.step for span in members])
     at_start = [signal[steps] for signal in operands.begin]
     at_end = [jnp.concatenate([signal[1:], last[None]]) for signal, last in zip(at_start, operands.end, strict=True)]
-    fallback = _random(network, members[-1].end, key)
 
     def step(behind: tuple[Any, ...], now: tuple[Any, Any, Any]) -> tuple[Any, Gains]:
         index, begin_signal, end_signal = now
         carried = [values[(number, entry)][index] for entry in entering]
         inputs = [*consts, *carried, *(value[index] for value in slices), *loop.closed_over]
         known = replay(body.equations, dict(zip(body.inputs, inputs, strict=True)), {})
-        cotangents = _chosen(end_signal, behind, fallback)
+        cotangents = _followed(end_signal, behind)
         gains, begin = push_back(network, body, (number,), body.equations, known, starts, ends, cotangents)
         # What the loss sends in at this very step joins what came back through it.
         followed, arrived = _norm(begin_signal), _norm(begin)
-        joined = _usable(_norm(end_signal)) & _usable(followed) & _positive(arrived)
+        joined = _is_usable(_norm(end_signal)) & _is_usable(followed) & (arrived > 0)
         safe = jnp.where(joined, followed / jnp.where(joined, arrived, 1), 1)
         gains["other"] = gains.get("other", jnp.zeros_like(safe)) + jnp.log10(safe)
         return begin, gains
 
-    start = tuple(fallback if behind is None else behind)
-    begin, stacked = jax.lax.scan(step, start, (steps, at_start, at_end), reverse=True)
-    return stacked, begin
+    begin, stacked = jax.lax.scan(step, tuple(cotangents), (steps, at_start, at_end), reverse=True)
+    return stacked, begin, _norm(begin)
 
 
 def _number(atom: int | Constant) -> int:

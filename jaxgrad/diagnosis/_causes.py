@@ -91,7 +91,7 @@ def trend(
         if findings and share < _LEAST_SHARE:
             continue
         worst = max(by_cause[cause], key=lambda part: part.gain * sign)
-        evidence = f"{against} This cause accounts for {share:.0%} of it. {worst.detail}"
+        evidence = f"{against} {worst.detail}"
         findings.append(Finding(symptom, worst.layer, cause, evidence, round(certainty * share, 3), round(share, 4)))
     if symptom == "exploding" and facts.clip >= _CLIPPED and ranked:
         findings.insert(0, _masked(facts, findings[0]))

@@ -40,7 +40,7 @@ class Setup(NamedTuple):
     rescaled: bool = False
 
 
-class Change(NamedTuple):
+class Trial(NamedTuple):
     """Something to change.
 
     Attributes:
@@ -48,12 +48,14 @@ class Change(NamedTuple):
       words: The change in words, with the line to write.
       cost: How much of the model it changes: 0 the data or a setting, 1 weights, 2 operations, 3 the architecture.
       apply: Changes a setup.
+      network: Names what becomes of the network itself; empty where only its inputs or its training change.
     """
 
     kind: str
     words: str
     cost: int
     apply: Callable[[Setup], Setup]
+    network: str = ""
 
     @property
     def family(self) -> str:
@@ -61,13 +63,14 @@ class Change(NamedTuple):
         return "weights" if "reinitialize" in self.kind or "recurrence" in self.kind else self.kind
 
 
-def together(first: Change, second: Change) -> Change:
+def together(first: Trial, second: Trial) -> Trial:
     """Return two changes as one."""
-    return Change(
+    return Trial(
         f"{first.kind} + {second.kind}",
         f"{first.words}; and {second.words}",
         first.cost + second.cost + 1,
         lambda setup: second.apply(first.apply(setup)),
+        " + ".join(sorted(name for name in (first.network, second.network) if name)),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxgrad.diagnosis._facts import LossFacts
 from jaxgrad.diagnosis._measure import norm
 from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import Site, evaluate
+from jaxgrad.tracing._interpret import Equation, Site, evaluate, replay
 
 _CONFIDENT = 10.0  # how far a logit is moved: odds of e^10
 
@@ -51,6 +51,16 @@ def output_site(network: Network) -> Site | None:
     return (site.equation.outputs[0],)
 
 
+def _tail(network: Network, number: int) -> list[Equation]:
+    """Return the equations that depend on a value, in order."""
+    reached, found = {number}, []
+    for equation in network.program.equations:
+        if not reached.isdisjoint(equation.operands):
+            reached.update(equation.outputs)
+            found.append(equation)
+    return found
+
+
 def loss_slopes(network: Network, example_axis: int) -> Callable[[list[Any]], tuple[Any, Any, Any, Any]]:
     r"""Return the compiled function behind :class:`LossFacts`.
 
@@ -64,15 +74,22 @@ def loss_slopes(network: Network, example_axis: int) -> Callable[[list[Any]], tu
       example_axis: The axis of z along which the examples lie.
     """
     site = output_site(network)
-    if site is None:
+    if site is None or not isinstance(network.program.outputs[0], int):
         raise ValueError("the network does not end with a layer outside of loops")
+
+    tail = _tail(network, site[0])
+    made = {output for equation in tail for output in equation.outputs}
+    read = {(atom,) for equation in tail for atom in equation.operands if atom not in made}
+    result = network.program.outputs[0]
 
     @jax.jit
     def slopes(inputs: list[Any]) -> tuple[Any, Any, Any, Any]:
-        given = jax.lax.stop_gradient(evaluate(network.program, inputs, captures=[site])[1][site])
+        kept = evaluate(network.program, inputs, captures=read | {site})[1]
+        values = {number: value for (number,), value in kept.items()}
+        given = values[site[0]]
 
         def loss(output: Any) -> Any:
-            return evaluate(network.program, inputs, taps={site: output - given})[0][0]
+            return replay(tail, {site[0]: output}, values)[result]
 
         undecided, slope = jax.value_and_grad(loss)(jnp.zeros_like(given))
         largest = jnp.max(jnp.abs(slope))

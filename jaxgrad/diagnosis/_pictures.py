@@ -13,7 +13,7 @@ from jaxgrad._checks import message
 from jaxgrad.diagnosis._activations import ActivationPCA
 from jaxgrad.diagnosis._format import percent
 from jaxgrad.diagnosis._groups import GradientGroups
-from jaxgrad.diagnosis._plots import _shown as shown
+from jaxgrad.diagnosis._plot_text import shown
 from jaxgrad.diagnosis._surface import LossSurface, check_plane
 from jaxgrad.diagnosis._trajectory import Trajectory
 

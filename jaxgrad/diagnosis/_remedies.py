@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxgrad.diagnosis import _changes, _findings, _probe, _wording
-from jaxgrad.diagnosis._changes import Change, Setup, critical_variances, together
+from jaxgrad.diagnosis._changes import Setup, Trial, critical_variances, together
 from jaxgrad.diagnosis._facts import Facts, LayerFacts
 from jaxgrad.diagnosis._findings import Decision
 from jaxgrad.diagnosis._report import Remedy
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 class _Tried(NamedTuple):
-    change: Change
+    change: Trial
     setup: Setup
     remedy: Remedy
 
@@ -86,12 +86,12 @@ def try_remedies(case: Case, confirm_steps: int) -> tuple[Remedy, ...]:
     return tuple(entry.remedy for entry in tried)
 
 
-def _rank(remedy: Remedy, change: Change) -> tuple[bool, float, float]:
+def _rank(remedy: Remedy, change: Trial) -> tuple[bool, float, float]:
     distance = float(round(abs(remedy.after))) if math.isfinite(remedy.after) else math.inf
     return (False, change.cost, distance) if remedy.verified else (True, distance, change.cost)
 
 
-def _pairs(tried: Sequence[_Tried]) -> Iterator[Change]:
+def _pairs(tried: Sequence[_Tried]) -> Iterator[Trial]:
     """Yield the most promising combinations of two changes of different kinds."""
     best = sorted(tried, key=lambda entry: _rank(entry.remedy, entry.change))
     pairs = (
@@ -105,7 +105,7 @@ def _pairs(tried: Sequence[_Tried]) -> Iterator[Change]:
 # --- measuring again -------------------------------------------------------------------------------------------------
 
 
-def _try(case: Case, change: Change) -> _Tried:
+def _try(case: Case, change: Trial) -> _Tried:
     setup = change.apply(Setup(case.study.network, case.inputs))
     after = _reassess(case, change, setup)
     gain, before = after.log10_total_gain, case.decision.log10_total_gain
@@ -125,17 +125,17 @@ def _is_setting(case: Case) -> bool:
     return bool(case.decision.findings) and case.decision.findings[0].cause in _SETTINGS
 
 
-def _study_of(case: Case, change: Change, setup: Setup) -> Study:
+def _study_of(case: Case, change: Trial, setup: Setup) -> Study:
     """Return the study of a changed network; what was compiled for the same change before serves again."""
     if setup.network is case.study.network:
         return case.study
-    changed = case.study.once(("changed", change.kind, change.words), lambda: Study(setup.network))
+    changed = case.study.once(("changed", change.network), lambda: Study(setup.network))
     changed.network = setup.network
     changed.compiled.setdefault("layout", case.study.compiled.get("layout", Layout(1, {}, False)))
     return changed
 
 
-def _reassess(case: Case, change: Change, setup: Setup) -> Decision:
+def _reassess(case: Case, change: Trial, setup: Setup) -> Decision:
     """Measure a changed setup and decide again."""
     study = _study_of(case, change, setup)
     network, inputs = study.network, setup.inputs
@@ -200,16 +200,16 @@ def _is_better(before: Sequence[float], after: Sequence[float], units: tuple[flo
 # --- which changes fit -----------------------------------------------------------------------------------------------
 
 
-def _fitting(case: Case) -> Iterator[Change]:
+def _fitting(case: Case) -> Iterator[Trial]:
     """Yield the changes that fit what was found, the smallest first."""
     causes = [finding.cause for finding in case.decision.findings]
     network, verdict = case.study.network, case.decision.verdict
     if "target-scale" in causes:
         words = "standardize the targets: `y = (y - y.mean(0)) / y.std(0)`"
-        yield Change("standardize-targets", words, 0, _changes.standardize_targets)
+        yield Trial("standardize-targets", words, 0, _changes.standardize_targets)
     if "input-scale" in causes:
         line = "x = jaxgrad.normalization.standardize(jaxgrad.normalization.standardize_fit(x), x)"
-        yield Change("standardize-inputs", f"standardize the inputs: `{line}`", 0, _changes.standardize_inputs)
+        yield Trial("standardize-inputs", f"standardize the inputs: `{line}`", 0, _changes.standardize_inputs)
     if case.ruling is not None:
         yield from _rates(case)
     if "loss" in causes:
@@ -226,7 +226,13 @@ def _fitting(case: Case) -> Iterator[Change]:
     if count and verdict in {"exploding", "ill-conditioned", "nonfinite"}:
         scale = 1 / math.sqrt(count)
         words = f"multiply each residual branch by 1/√{count}: `x = x + {scale:.3g} * branch(x)`"
-        yield Change("scale-branch", words, 1, lambda s: s._replace(network=s.network.substitute(branch_scale=scale)))
+        yield Trial(
+            "scale-branch",
+            words,
+            1,
+            lambda s: s._replace(network=s.network.substitute(branch_scale=scale)),
+            "scale-branch",
+        )
     yield from _weights(case, known)
     yield from _activations(case, known, recurrent=recurrent)
     if recurrent:
@@ -234,7 +240,7 @@ def _fitting(case: Case) -> Iterator[Change]:
     yield from _architectures(case, count)
 
 
-def _rates(case: Case) -> Iterator[Change]:
+def _rates(case: Case) -> Iterator[Trial]:
     """Yield other learning rates."""
     too_high = case.ruling is not None and case.ruling.too_high
     for factor in (0.1, 0.01, 0.001) if too_high else (10.0, 100.0, 1000.0):
@@ -245,13 +251,13 @@ def _rates(case: Case) -> Iterator[Change]:
         )
         line = f"optax.chain(optimizer, optax.scale({factor:g}))"
         kind = "lower-learning-rate" if too_high else "raise-learning-rate"
-        yield Change(kind, f"{words}: `{line}`", 0, lambda s, factor=factor: s._replace(rate=factor))
+        yield Trial(kind, f"{words}: `{line}`", 0, lambda s, factor=factor: s._replace(rate=factor))
     if too_high:
         words = "clip the gradient by its global norm: `optax.chain(optax.clip_by_global_norm(1.0), optimizer)`"
-        yield Change("clip", words, 0, lambda s: s._replace(clip=1.0))
+        yield Trial("clip", words, 0, lambda s: s._replace(clip=1.0))
 
 
-def _losses(case: Case) -> Iterator[Change]:
+def _losses(case: Case) -> Iterator[Trial]:
     """Yield the cross-entropy of logits that fits the labels."""
     found = _changes.logits_and_labels(case.study.network, case.inputs)
     if found is None:
@@ -267,10 +273,10 @@ def _losses(case: Case) -> Iterator[Change]:
     def apply(setup: Setup) -> Setup:
         return setup._replace(network=_changes.cross_entropy(setup.network, output, labels, form), rescaled=True)
 
-    yield Change("swap-loss", words, 1, apply)
+    yield Trial("swap-loss", words, 1, apply, form)
 
 
-def _guards(case: Case) -> Iterator[Change]:
+def _guards(case: Case) -> Iterator[Trial]:
     """Yield the operation that makes the first NaN or infinity, kept away from where it is singular."""
     if case.singular is None or case.facts.nonfinite is None or case.facts.nonfinite.phase == "input":
         return
@@ -284,22 +290,24 @@ def _guards(case: Case) -> Iterator[Change]:
             return setup if again is None else setup._replace(network=again[0])
 
         words = f"keep {case.facts.nonfinite.operation} at {case.facts.nonfinite.source} off its singularity: `{line}`"
-        yield Change("guard-operation", words, 0, apply)
+        yield Trial("guard-operation", words, 0, apply, f"guard {singular}")
     standardize = "x = jaxgrad.normalization.standardize(jaxgrad.normalization.standardize_fit(x), x)"
-    yield Change("standardize-inputs", f"standardize the inputs: `{standardize}`", 0, _changes.standardize_inputs)
+    yield Trial("standardize-inputs", f"standardize the inputs: `{standardize}`", 0, _changes.standardize_inputs)
 
 
-def _recurrences(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
+def _recurrences(case: Case, known: dict[str, LayerFacts]) -> Iterator[Trial]:
     """Yield what makes a recurrence remember, or calms it."""
     network, framework = case.study.network, case.framework
     steps = max(sum(block.statistics.kind == "time" for block in chain) for chain in case.facts.chains)
     if _substitute.forget_gates(network) and steps > 2:
         shift = math.log(steps - 1)
         words = f"begin with open forget gates, a bias of ln(T - 1): `{_wording.gate_line(framework, shift)}`"
-        yield Change("forget-bias", words, 1, lambda s: s._replace(network=_substitute.shift_gates(s.network, shift)))
+        yield Trial(
+            "forget-bias", words, 1, lambda s: s._replace(network=_substitute.shift_gates(s.network, shift)), "gates"
+        )
     line = _wording.orthogonal_line(framework, 1.0, recurrent=True)
     words = f"draw the recurrent weights as orthogonal matrices: `{line}`"
-    yield Change(
+    yield Trial(
         "orthogonal-recurrence",
         words,
         1,
@@ -307,7 +315,7 @@ def _recurrences(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
     )
 
 
-def _weights(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
+def _weights(case: Case, known: dict[str, LayerFacts]) -> Iterator[Trial]:
     """Yield fresh weights: at criticality, orthogonal, and scaled to the batch."""
     summing = [layer for layer in known.values() if layer.fan_in > 1 and not math.isnan(layer.weight_variance)]
     if not summing:
@@ -319,14 +327,14 @@ def _weights(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
     framework, bias_variance = case.framework, critical_variances(example)[1]
     line = _wording.draw_line(framework, common)
     biases = f"biases with variance {bias_variance:.2g}" if bias_variance else "biases at 0"
-    yield Change(
+    yield Trial(
         "reinitialize",
         f"draw the weights again with variance {shown}, {biases}: `{line}`",
         1,
         lambda s: _changes.draw_weights(s, known, case.key),
     )
     line = _wording.orthogonal_line(framework, math.sqrt(common))
-    yield Change(
+    yield Trial(
         "reinitialize-orthogonal",
         f"draw the weights as orthogonal matrices: `{line}`",
         1,
@@ -334,10 +342,10 @@ def _weights(case: Case, known: dict[str, LayerFacts]) -> Iterator[Change]:
     )
     if case.decision.verdict != "nonfinite":
         words = f"scale each layer to the batch (LSUV): `{_wording.lsuv_line(framework)}`"
-        yield Change("reinitialize-lsuv", words, 1, lambda s: _changes.scale_to_data(s, case.key))
+        yield Trial("reinitialize-lsuv", words, 1, lambda s: _changes.scale_to_data(s, case.key))
 
 
-def _activations(case: Case, known: dict[str, LayerFacts], *, recurrent: bool) -> Iterator[Change]:
+def _activations(case: Case, known: dict[str, LayerFacts], *, recurrent: bool) -> Iterator[Trial]:
     """Yield another nonlinearity in the place of one that is flat or dead, with weights that suit it."""
     verdict, layers = case.decision.verdict, case.facts.layers
     if verdict == "dead":
@@ -355,35 +363,38 @@ def _activations(case: Case, known: dict[str, LayerFacts], *, recurrent: bool) -
         return setup._replace(network=setup.network.substitute(activation=function, names=names))
 
     words = f"replace {listed(names)} by {name}: `{_wording.activation_line(case.framework, name)}`"
-    yield Change("swap-activation", words, 2, swap)
+    yield Trial("swap-activation", words, 2, swap, f"{name} for {listed(names)}")
     if verdict == "dead":
         return
     suited = {
         key: layer._replace(activation="relu") if layer.activation in names else layer for key, layer in known.items()
     }
     line = _wording.draw_line(case.framework, 2.0)
-    yield Change(
+    yield Trial(
         "swap-activation",
         f"{words}, with weights of variance 2/fan-in: `{line}`",
         2,
         lambda s: _changes.draw_weights(swap(s), suited, case.key),
+        f"{name} for {listed(names)}",
     )
 
 
-def _architectures(case: Case, skips: int) -> Iterator[Change]:
+def _architectures(case: Case, skips: int) -> Iterator[Trial]:
     """Yield what changes the architecture: skips, normalization, fewer blocks."""
     network = case.study.network
     if not skips and len(network.spans) > 2:
         skipped = network.substitute(skip=True)
         if skipped.program.equations != network.program.equations:
             words = "add each block's input to its output (a residual connection): `x = x + block(x)`"
-            yield Change("add-residual", words, 3, lambda s: s._replace(network=s.network.substitute(skip=True)))
+            yield Trial("add-residual", words, 3, lambda s: s._replace(network=s.network.substitute(skip=True)), "skip")
     if len(network.spans) > 2 and case.decision.verdict != "dead":
         words = f"normalize what enters each layer: `{_wording.normalization_line(case.framework)}`"
-        yield Change("normalize", words, 3, lambda s: s._replace(network=_substitute.normalize_cuts(s.network)))
+        yield Trial(
+            "normalize", words, 3, lambda s: s._replace(network=_substitute.normalize_cuts(s.network)), "normalize"
+        )
     same = _substitute.droppable_blocks(network)
     if len(same) >= 4:
         words = (
             f"leave out every second of the {len(same)} blocks of equal shape: `depth = {len(same) - len(same) // 2}`"
         )
-        yield Change("drop-depth", words, 3, lambda s: s._replace(network=_changes.drop_every_second(s.network)))
+        yield Trial("drop-depth", words, 3, lambda s: s._replace(network=_changes.drop_every_second(s.network)), "drop")

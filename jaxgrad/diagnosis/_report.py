@@ -359,9 +359,9 @@ class Report:
         """Draw the report's pictures with matplotlib.
 
         Returns:
-          One :class:`matplotlib.figure.Figure` a field: ``signal``, ``forward``, ``spectra`` and ``histograms``,
-          the last two ``None`` where nothing of the kind was measured. The figures belong to no window and to no
-          global state: show them by returning them in a notebook, or call ``savefig``.
+          One :class:`matplotlib.figure.Figure` a field: ``signal``, ``forward``, ``spectra``, ``histograms``, ``blame``
+          and ``training``, the last four ``None`` where nothing of the kind was measured. The figures belong to no
+          window and to no global state: show them by returning them in a notebook, or call ``savefig``.
 
         Raises:
           ImportError: If matplotlib is not installed.
