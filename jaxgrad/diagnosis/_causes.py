@@ -46,7 +46,7 @@ def factor(log10: float) -> str:
         return "infinitely much"
     if abs(log10) < 4:
         return f"{10**log10:.3g}×"
-    exponent = math.floor(log10)
+    exponent = math.floor(log10 + 0.0022)  # 9.95 is written 1.0·10
     return f"{10 ** (log10 - exponent):.1f}·10{str(exponent).translate(_RAISED)}×"
 
 
@@ -205,6 +205,8 @@ def _of_source(source: str, symptom: str, facts: Facts, block: BlockFacts, posit
         return Part("normalization", name, 0.0, f"{gain}, {own}; {over}.")
     if source in {"residual", "attention"} and block.skip:
         return _residual(block, gain)
+    if source == "activation" and symptom == "vanishing" and not any(layer.activation for layer in block.layers):
+        return Part("saturating-activation", name, 0.0, f"{gain}, {own}: what follows the layer is too flat.")
     if source in {"weights", "activation"}:
         return _of_weights(symptom, facts, block, position, f"{gain}, {own}")
     return Part("depth", name, 0.0, f"{gain}, {own}.")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxgrad.activations._table import TABLE
 from jaxgrad.diagnosis._facts import LayerFacts
+from jaxgrad.diagnosis._loss import arguments_read_by_layers
 from jaxgrad.diagnosis._measure import entering_layers, main_owner
 from jaxgrad.diagnosis._structure import is_product
 from jaxgrad.initializers._data_dependent import scale_layers
@@ -227,9 +228,10 @@ def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int
         if biased and any(program.kinds[atom].owners for atom in equation.operands):
             output = equation.outputs[0]
     shape = program.avals[output].shape
+    reading = arguments_read_by_layers(network)
     for position in range(network.num_parameters, len(network.signature.avals)):
         aval = network.signature.avals[position]
-        if (position,) in network.path or not aval.shape or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        if position in reading or not aval.shape or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
             continue
         integers = jnp.issubdtype(aval.dtype, jnp.integer)
         if integers and aval.shape in (shape[:-1], shape[1:]) and math.prod(shape) > math.prod(aval.shape):

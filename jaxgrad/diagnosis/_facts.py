@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from jaxgrad.diagnosis._report import BlockStatistics, LayerStatistics, NonFinite, Source
@@ -66,20 +67,27 @@ class EntryFacts(NamedTuple):
 
 
 class LossFacts(NamedTuple):
-    """How the loss answers to the network's output, for labels that are classes.
+    """How the loss answers to the network's output.
 
     Attributes:
-      confident: Norm of the gradient at confidently wrong outputs over that at undecided ones.
+      confident: Norm of the gradient at confidently wrong outputs over that at undecided ones; ``nan``, like the next
+        two, where labels are no classes.
       here: The same at the outputs the network gives.
       relative: The loss there over that at undecided outputs.
       mixing: Norm of the change that one example's output makes in the gradients of the others, over that at undecided
         outputs.
+      flat: Where the loss has no gradient at all: ``"none"``, ``"here"`` (at the outputs it has), ``"everywhere"``, or
+        ``"normalization"`` where a normalization after the last layer takes it.
+      swapped: Relative change of the loss where every example gets its neighbour's target; ``nan`` where the outputs
+        do not differ.
     """
 
     confident: float
     here: float
     relative: float
     mixing: float
+    flat: str = "none"
+    swapped: float = math.nan
 
 
 class Facts(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from jaxgrad.diagnosis._causes import count, factor, running_gain, trend
 from jaxgrad.diagnosis._facts import BlockFacts, EntryFacts, Facts
-from jaxgrad.diagnosis._report import Finding, LayerStatistics, NonFinite, Verdict
+from jaxgrad.diagnosis._report import Finding, LayerStatistics, NonFinite, Source, Verdict
 
 EFFECT = 2.0
 """log10 of the total gain at which the first block learns a hundred times more slowly, or faster, than the last."""
@@ -30,14 +30,18 @@ TARGET_SCALE = 1.5
 """log10 of the targets' over the outputs' root mean square, to either side."""
 TARGETS = 1.0
 """log10 of the targets' own root mean square, to the same side: layers are drawn for 1."""
-UPDATE_RATIO = 1.0
+UPDATE_RATIO = 0.3
 """Norm of the first update over the parameter's, at the median layer."""
 OUTPUT_SCALE = 1.0
 """log10 of the loss over that of undecided outputs, or of a growth of the activations that throws outputs off."""
 MIXING = 1e-3
 """Change that one example's output makes in the gradients of the others, over their own."""
-CONFIDENT = 0.05
-"""Gradient that a confident mistake sends back, over that of an undecided output."""
+UNMOVED = 1e-6
+"""Relative change of the loss where every example gets its neighbour's target."""
+CONFIDENT = 0.5
+"""Gradient that a confident mistake sends back, over that of an undecided output: at least 1 where a loss is convex."""
+STUCK = 0.05
+"""The same at the outputs a network has, where it is stuck."""
 
 
 class Decision(NamedTuple):
@@ -87,7 +91,7 @@ def decide(facts: Facts, *others: Ruling | None) -> Decision:
     if facts.nonfinite is not None:
         return Decision(*_nonfinite(facts.nonfinite), total, inner)
     scales = [_target_scale, _input_scale] if facts.log10_target_scale > 0 else [_input_scale, _target_scale]
-    rules: list[Callable[[Facts], Ruling | None]] = [*scales, _alike, _dead, _trends, _outputs]
+    rules: list[Callable[[Facts], Ruling | None]] = [*scales, _flat, _alike, _dead, _trends, _outputs]
     rulings = [*(rule(facts) for rule in rules), *others, _loss(facts), _spread(facts)]
     found = [ruling for ruling in rulings if ruling is not None]
     if not found:
@@ -100,9 +104,21 @@ def decide(facts: Facts, *others: Ruling | None) -> Decision:
 
 
 def body(chain: Sequence[BlockFacts]) -> Sequence[BlockFacts]:
-    """Return a chain without the network's last layer, where no nonlinearity follows it."""
+    """Return a chain without what no layer's learning depends on.
+
+    That is the last layer, where no nonlinearity follows it: it scales the signal of all others alike; and the first
+    layer's weights, behind which only the data lie.
+    """
     linear = chain and all(layer.activation is None for layer in chain[-1].layers)
-    return chain[:-1] if len(chain) > 2 and chain[-1].statistics.kind == "depth" and linear else chain
+    inner = chain[:-1] if len(chain) > 2 and chain[-1].statistics.kind == "depth" and linear else chain
+    if len(inner) < 2 or inner[0].statistics.kind != "depth":
+        return inner
+    first, weights = inner[0], inner[0].sources.get("weights", 0.0)
+    gain = first.statistics.log10_gain
+    if not (math.isfinite(weights) and math.isfinite(gain)):
+        return inner
+    others: dict[Source, float] = {source: part for source, part in first.sources.items() if source != "weights"}
+    return (first._replace(statistics=first.statistics._replace(log10_gain=gain - weights), sources=others), *inner[1:])
 
 
 def _extreme(chains: Sequence[Sequence[BlockFacts]]) -> tuple[Sequence[BlockFacts], float]:
@@ -164,7 +180,9 @@ def _trends(facts: Facts) -> Ruling | None:
     for chain in map(body, facts.chains):
         total = running_gain(chain)
         in_time = any(block.statistics.kind == "time" for block in chain)
-        if abs(total) < (EFFECT_IN_TIME if in_time else EFFECT) or p_value(chain, total) > SIGNIFICANT:
+        # A state that forgets is no fault of a short memory's; one that explodes is.
+        effect = (EFFECT_IN_TIME if total < 0 else EFFECT + 1) if in_time else EFFECT
+        if abs(total) < effect or p_value(chain, total) > SIGNIFICANT:
             continue
         found.append((abs(total), chain, total))
     if not found:
@@ -280,11 +298,41 @@ def _alike(facts: Facts) -> Ruling | None:
     return Ruling("ill-conditioned", summary, (Finding("ill-conditioned", first, "initialization", evidence, 0.95),))
 
 
+def _flat(facts: Facts) -> Ruling | None:
+    """Look for a loss that is not at its minimum and sends nothing back."""
+    if facts.loss is None or facts.loss.flat == "none":
+        return None
+    cause, where = {
+        "here": (
+            "dead-relu",
+            "at the outputs it has, on the whole batch, and one elsewhere: what follows them is flat",
+        ),
+        "everywhere": (
+            "loss",
+            "at its outputs, and none at others either: something between them and the loss is flat",
+        ),
+        "normalization": ("normalization", "at its outputs: what is normalized after the last layer is constant"),
+    }[facts.loss.flat]
+    evidence = (
+        f"The loss is not 0, and the gradient that the last layer receives is exactly 0. The loss has none {where}."
+    )
+    layer = facts.layers[-1].name if facts.layers else None
+    summary = "The loss sends nothing back: the gradient at the last layer's output is exactly 0."
+    return Ruling("dead", summary, (Finding("dead", layer, cause, evidence, 0.9),))
+
+
 def _loss(facts: Facts) -> Ruling | None:
     loss = facts.loss
     if loss is None:
         return None
-    if loss.mixing > MIXING:
+    if loss.swapped < UNMOVED:
+        evidence = (
+            f"With every example's target given to its neighbour the loss changes by {loss.swapped:.1g} of itself: it "
+            f"compares each output with all targets, as where shapes (n,) and (n, 1) broadcast to (n, n)."
+        )
+        summary = "The loss does not care which target belongs to which example: give both the same shape."
+        return Ruling("ill-conditioned", summary, (Finding("ill-conditioned", None, "loss", evidence, 0.9),))
+    if loss.mixing > MIXING and math.isfinite(loss.confident):
         evidence = (
             f"The labels are classes, and what the loss sends back to other examples changes by {loss.mixing:.2g} of "
             f"itself with one example's output: it normalizes over the batch where it should over the classes."
@@ -293,7 +341,7 @@ def _loss(facts: Facts) -> Ruling | None:
         return Ruling("ill-conditioned", summary, (Finding("ill-conditioned", None, "loss", evidence, 0.8),))
     if not loss.confident < CONFIDENT:
         return None
-    stuck = loss.here < CONFIDENT and loss.relative >= 0.9
+    stuck = loss.here < STUCK and loss.relative >= 0.9
     now = f" At the outputs it has now it sends {loss.here:.2g} of that." if stuck else ""
     evidence = (
         f"The labels are classes, and an output that is wrong with confidence sends back {loss.confident:.2g} of the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,36 +12,47 @@ import numpy as np
 
 from jaxgrad.diagnosis._facts import LossFacts
 from jaxgrad.diagnosis._measure import norm
+from jaxgrad.diagnosis._sources import equation_sources, moving_values
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Equation, Site, evaluate, replay
 
 _CONFIDENT = 10.0  # how far a logit is moved: odds of e^10
 
 
-def example_axis(network: Network, inputs: Sequence[Any]) -> int | None:
-    """Return the axis of the last layer's output along which labels that are classes lie; ``None`` without such labels.
+def labels_of(network: Network, inputs: Sequence[Any]) -> tuple[int, int, bool] | None:
+    """Return where labels or targets are.
 
-    Labels are classes where some argument that no layer reads is made of integers, or of zeros and ones.
+    Returns:
+      The argument that holds them, the axis of the last layer's output along which they lie, and whether they are
+      classes: integers, or zeros and ones. ``None`` where no argument that reaches no layer is as long as an axis of
+      the output.
     """
     site = output_site(network)
     if site is None:
         return None
-    shape = network.aval(site).shape
-    read = {(*site.loops, site.data) for site in network.sites}
+    shape, reading = network.aval(site).shape, arguments_read_by_layers(network)
     for position in range(network.num_parameters, len(network.signature.avals)):
         aval = network.signature.avals[position]
-        if not aval.shape or (position,) in read or (position,) in network.path:
+        if position in reading or not aval.shape or aval.shape[0] < 2 or aval.shape[0] not in shape:
             continue
-        if jnp.issubdtype(aval.dtype, jnp.integer) or aval.dtype == jnp.bool_:
-            classes = not jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
-        elif jnp.issubdtype(aval.dtype, jnp.floating):
+        if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            continue
+        classes = not jnp.issubdtype(aval.dtype, jnp.floating)
+        if not classes:
             values = np.asarray(inputs[position], np.float32)
             classes = bool(np.all((values == 0) | (values == 1)) and values.max() > values.min())
-        else:
-            continue
-        if classes and aval.shape[0] > 1 and aval.shape[0] in shape:
-            return shape.index(aval.shape[0])
+        return position, shape.index(aval.shape[0]), classes
     return None
+
+
+def arguments_read_by_layers(network: Network) -> set[int]:
+    """Return the arguments that reach a layer, by position: the network's inputs, rather than labels."""
+    program = network.program
+    wanted = {atom for place in program.layers for atom in program.equations[place].operands}
+    for equation in reversed(program.equations):
+        if not wanted.isdisjoint(equation.outputs):
+            wanted.update(equation.operands)
+    return wanted & set(program.inputs[: len(network.signature.avals)])
 
 
 def output_site(network: Network) -> Site | None:
@@ -61,29 +73,29 @@ def _tail(network: Network, number: int) -> list[Equation]:
     return found
 
 
-def loss_slopes(network: Network, example_axis: int) -> Callable[[list[Any]], tuple[Any, Any, Any, Any]]:
+def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[list[Any]], tuple[Any, ...]]:
     r"""Return the compiled function behind :class:`LossFacts`.
 
     With L as a function of the last layer's output z, it compares :math:`\lVert \nabla L(z) \rVert` at the outputs
-    given, and at :math:`z = 10 \nabla L(0) / \max \lvert \nabla L(0) \rvert` for each example, which is wrong with
-    confidence, with :math:`\lVert \nabla L(0) \rVert`. A cross-entropy of logits keeps its gradient; a squared error
-    of probabilities loses it.
+    given, and at :math:`z = 10 \nabla L(0) / \max \lvert \nabla L(0) \rvert`, which is wrong with confidence, with
+    :math:`\lVert \nabla L(0) \rVert`. A cross-entropy of logits keeps its gradient; a squared error of probabilities
+    loses it.
 
     Args:
       network: The network.
+      labels: Position of the labels or targets among the program's inputs.
       example_axis: The axis of z along which the examples lie.
     """
     site = output_site(network)
     if site is None or not isinstance(network.program.outputs[0], int):
         raise ValueError("the network does not end with a layer outside of loops")
-
     tail = _tail(network, site[0])
     made = {output for equation in tail for output in equation.outputs}
     read = {(atom,) for equation in tail for atom in equation.operands if atom not in made}
     result = network.program.outputs[0]
 
     @jax.jit
-    def slopes(inputs: list[Any]) -> tuple[Any, Any, Any, Any]:
+    def slopes(inputs: list[Any]) -> tuple[Any, ...]:
         kept = evaluate(network.program, inputs, captures=read | {site})[1]
         values = {number: value for (number,), value in kept.items()}
         given = values[site[0]]
@@ -95,21 +107,43 @@ def loss_slopes(network: Network, example_axis: int) -> Callable[[list[Any]], tu
         largest = jnp.max(jnp.abs(slope))
         wrong = slope * (_CONFIDENT / jnp.where(largest > 0, largest, 1)).astype(slope.dtype)
         value, here = jax.value_and_grad(loss)(given)
+        noise = jax.random.normal(jax.random.key(0), given.shape, given.dtype)
+        elsewhere = norm(jax.grad(loss)(given + noise * (1 + jnp.max(jnp.abs(given)))))
         base = norm(slope)
         safe = jnp.where(base > 0, base, 1)
         positive = (base > 0) & (undecided > 0)
         ratios = norm(jax.grad(loss)(wrong)) / safe, norm(here) / safe, value / jnp.where(undecided > 0, undecided, 1)
-        wrong_slope, here_slope, relative = (jnp.where(positive, r.astype(jnp.float32), jnp.nan) for r in ratios)
+        known = [jnp.where(positive, ratio.astype(jnp.float32), jnp.nan) for ratio in ratios]
         # Move one example's output, and see whether that moves the gradients of others.
         first = [slice(None)] * given.ndim
         first[example_axis] = slice(0, 1)
         moved = jax.grad(loss)(jnp.zeros_like(given).at[tuple(first)].set(wrong[tuple(first)]))
         others = jnp.delete(moved - slope, 0, axis=example_axis)
-        return wrong_slope, here_slope, relative, (norm(others) / safe).astype(jnp.float32)
+        mixing = (norm(others) / safe).astype(jnp.float32)
+        # Give every example its neighbour's target.
+        rolled = list(inputs)
+        rolled[labels] = jnp.roll(inputs[labels], 1, axis=0)
+        swapped = evaluate(network.program, rolled)[0][0]
+        change = jnp.abs(swapped - value) / jnp.where(value != 0, jnp.abs(value), 1)
+        wide = given.astype(jnp.float32)
+        differ = jnp.mean(jnp.std(wide, axis=example_axis)) > 0.02 * jnp.mean(jnp.abs(wide))
+        differ &= jnp.mean((rolled[labels] != inputs[labels]).astype(jnp.float32)) > 0.05
+        change = jnp.where(differ, change.astype(jnp.float32), jnp.nan)
+        return *known, mixing, norm(here).astype(jnp.float32), elsewhere.astype(jnp.float32), value, change
 
     return slopes
 
 
-def loss_facts(run: Callable[[list[Any]], Any], inputs: list[Any]) -> LossFacts:
+def loss_facts(network: Network, classes: bool, run: Callable[[list[Any]], Any], inputs: list[Any]) -> LossFacts:
     """Return the facts as plain numbers."""
-    return LossFacts(*(float(value) for value in jax.device_get(run(inputs))))
+    confident, here, relative, mixing, slope, elsewhere, value, change = map(float, jax.device_get(run(inputs)))
+    site = output_site(network)
+    tail = [] if site is None else _tail(network, site[0])
+    moving = moving_values(network.program, tail, [] if site is None else [site[0]])
+    kinds = equation_sources(network, network.program, (), tail, moving)
+    flat = "none"
+    if slope == 0 and value > 0:
+        flat = "normalization" if "normalization" in kinds else "here" if elsewhere > 0 else "everywhere"
+    if not classes:
+        confident = here = relative = math.nan
+    return LossFacts(confident, here, relative, mixing, flat, change)

@@ -14,7 +14,7 @@ _RISES = 2.0  # factor by which the loss may rise above where it began
 _STANDS = 1e-2  # share of the loss by which it falls while it stands still
 _FALLS = 0.02  # share by which it falls at another rate for the rate to be to blame
 _SMALL_UPDATE = 1e-4  # of the parameter, at the median layer
-_HIGHER = 100.0
+_HIGHER = (100.0, 10_000.0)
 _LOWER = (0.1, 0.01)
 
 
@@ -48,9 +48,12 @@ def probe(train: Callable[[float], Sequence[float]], layers: Sequence[LayerStati
                 return Probe(True, _too_high(losses, rate, other, layers))
     ratio = _median_update(layers)
     if ratio is not None and ratio < _SMALL_UPDATE and _share(losses) < _STANDS:
-        other = train(_HIGHER)
-        if not _runs_away(other) and _share(other) > max(_FALLS, 10 * abs(_share(losses))):
-            return Probe(False, _too_low(losses, other, ratio))
+        for rate in _HIGHER:
+            other = train(rate)
+            if not _runs_away(other) and _share(other) > max(_FALLS, 10 * abs(_share(losses))):
+                return Probe(False, _too_low(losses, rate, other, ratio))
+    if _ends(losses):
+        return Probe(False, _ended(losses))
     large = large_update(layers)
     return None if large is None else Probe(True, large)
 
@@ -69,6 +72,21 @@ def _runs_away(losses: Sequence[float]) -> bool:
         return True
     ends = sorted(losses[-4:])
     return ends[len(ends) // 2 - 1] > _RISES * losses[0] if losses[0] > 0 else False
+
+
+def _ends(losses: Sequence[float]) -> bool:
+    """Return whether the loss fell and then stopped for good, with most of it left."""
+    last = [abs(loss - losses[-1]) for loss in losses[-4:]]
+    return max(last) <= 1e-6 * abs(losses[-1]) and 1e-3 < _share(losses) < 0.9
+
+
+def _ended(losses: Sequence[float]) -> Ruling:
+    evidence = (
+        f"In {NUM_STEPS} steps on this batch the loss goes from {losses[0]:.4g} to {losses[-1]:.4g}, and does not move "
+        f"in the last of them: the schedule of the learning rate has come to its end."
+    )
+    summary = "The learning rate is down to nothing after a few steps: lengthen its schedule."
+    return Ruling("vanishing", summary, (Finding("vanishing", None, "learning-rate", evidence, 0.8),))
 
 
 def _share(losses: Sequence[float]) -> float:
@@ -95,10 +113,10 @@ def _too_high(
     return Ruling("exploding", summary, (Finding("exploding", None, "learning-rate", evidence, 0.9),))
 
 
-def _too_low(losses: Sequence[float], other: Sequence[float], ratio: float) -> Ruling:
+def _too_low(losses: Sequence[float], rate: float, other: Sequence[float], ratio: float) -> Ruling:
     evidence = (
         f"Updates are {ratio:.1g} of the parameter at the median layer. In {NUM_STEPS} steps on this batch the loss "
-        f"goes from {losses[0]:.4g} to {losses[-1]:.4g}; at {_HIGHER:g} times the learning rate to {other[-1]:.4g}."
+        f"goes from {losses[0]:.4g} to {losses[-1]:.4g}; at {rate:g} times the learning rate to {other[-1]:.4g}."
     )
-    summary = f"The learning rate is too low: the loss stands still, and at {_HIGHER:g} times the rate it falls."
+    summary = f"The learning rate is too low: the loss stands still, and at {rate:g} times the rate it falls."
     return Ruling("vanishing", summary, (Finding("vanishing", None, "learning-rate", evidence, 0.85),))

@@ -243,7 +243,7 @@ def _fitting(case: Case) -> Iterator[Trial]:
 def _rates(case: Case) -> Iterator[Trial]:
     """Yield other learning rates."""
     too_high = case.ruling is not None and case.ruling.too_high
-    for factor in (0.1, 0.01, 0.001) if too_high else (10.0, 100.0, 1000.0):
+    for factor in (0.1, 0.01, 0.001) if too_high else (10.0, 100.0, 1000.0, 10_000.0):
         words = (
             f"divide the learning rate by {1 / factor:.0f}"
             if too_high

@@ -14,6 +14,7 @@ from jaxgrad.tracing._trunk import differentiable, inexact
 
 _ROOTS = frozenset({"rsqrt", "sqrt"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_window_sum", "reduce_prod"})
+_SOFTMAX = frozenset({"exp", "div", "reduce_sum", "reduce_max"})
 _SUMS = frozenset({"add", "add_any", "sub", "concatenate"})
 _SHAPES = frozenset(
     {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"}
@@ -72,6 +73,8 @@ def equation_sources(
     }
     attention = _attention(equations, program, layers, moving)
     normalization = _normalization(equations, program, layers | bent | attention, moving)
+    # Outside of attention, a softmax between layers is a nonlinearity that no table has.
+    softmax = not attention and not normalization and any("exp" in _operations(equation) for equation in equations)
     sources: list[Source] = []
     for equation in equations:
         outputs = set(equation.outputs)
@@ -84,6 +87,8 @@ def equation_sources(
             sources.append("attention")
         elif not normalization.isdisjoint(outputs):
             sources.append("normalization")
+        elif softmax and arriving and not _SOFTMAX.isdisjoint(_operations(equation)):
+            sources.append("activation")
         elif len(arriving) > 1 and equation.operation in _SUMS:
             sources.append("residual")
         elif any(program.kinds[atom].owners for atom in equation.operands):

@@ -81,11 +81,13 @@ class Study:
         return [float(loss) for loss in run(inputs, np.float32(rate))]
 
     def loss_facts(self, inputs: list[Any]) -> LossFacts | None:
-        """Return how the loss answers to the output; ``None`` where labels are no classes."""
-        axis = self.once("example axis", lambda: _loss.example_axis(self.network, inputs))
-        if axis is None:
+        """Return how the loss answers to the output; ``None`` where no labels are found."""
+        found = _loss.labels_of(self.network, inputs)
+        if found is None:
             return None
-        return _loss.loss_facts(self.once("loss", lambda: _loss.loss_slopes(self.network, axis)), inputs)
+        labels, axis, classes = found
+        run = self.once(("loss", labels, axis), lambda: _loss.loss_slopes(self.network, labels, axis))
+        return _loss.loss_facts(self.network, classes, run, inputs)
 
     def layout(self, params: Any, args: tuple[Any, ...]) -> Layout:
         """Return where the examples lie."""
