@@ -16,11 +16,12 @@ import statistics
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from programs import Case, Program, load
+import jax
+from programs import Case, Program, load, training_step
 
 import jaxgrad
 
@@ -75,15 +76,16 @@ def evaluate(program: Program, seed: int, confirm_steps: int) -> Row:
 
 
 def blame_error(report: jaxgrad.diagnosis.Report) -> float:
-    """Return by how much a block's parts miss its gain at most."""
+    """Return by how much a block's parts miss its gain at most, as measured apart from them at its two ends."""
     sums: dict[int, float] = defaultdict(float)
     for part in report.blame:
         sums[part.block] += part.log10_gain
-    errors = [
-        abs(sums[block.index] - block.log10_gain)
-        for block in report.blocks
-        if math.isfinite(block.log10_gain) and math.isfinite(sums[block.index]) and report.blame
-    ]
+    errors = []
+    for block in report.blocks:
+        sizes = [math.prod(shape) for shape in (block.input_shape, block.output_shape)]
+        ends = block.log10_input_signal - block.log10_output_signal + 0.5 * math.log10(sizes[0] / sizes[1])
+        if report.blame and math.isfinite(ends) and math.isfinite(sums[block.index]):
+            errors.append(abs(sums[block.index] - ends))
     return max(errors, default=0.0)
 
 
@@ -112,6 +114,36 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, f"largest error of the blame's sum, log10: {error:.1e}"])
 
 
+def cost(programs: Iterable[Program], seed: int) -> str:
+    """Write how many training steps a warm explanation costs, without the confirmation."""
+    ratios = []
+    for program in programs:
+        case = program.make(seed)
+        step = training_step(case)
+        state = case.optimizer.init(case.params)
+
+        def train(case: Case = case, step: Any = step, state: Any = state) -> None:
+            jax.block_until_ready(step(case.params, state, jax.random.key(0)))
+
+        explain(case)
+        times: dict[str, list[float]] = {"explain": [], "step": []}
+        for _ in range(3):
+            times["explain"].append(seconds(lambda case=case: explain(case)))
+            times["step"] += [seconds(train) for _ in range(10)]
+        ratios.append(statistics.median(times["explain"]) / statistics.median(times["step"]))
+        print(
+            f"{program.name:44.44} {1e3 * statistics.median(times['step']):8.2f} ms {ratios[-1]:8.0f} steps", flush=True
+        )
+    return f"explain with remedies, in training steps: median {statistics.median(ratios):.0f}, most {max(ratios):.0f}"
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Return how long one run takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def baselines(programs: Iterable[Program], seed: int) -> str:
     """Write what the published rules make of the same programs."""
     from baselines import RULES, gradients
@@ -137,6 +169,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose name holds this text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--confirm", type=int, default=60, help="steps of the confirmation")
+    parser.add_argument("--cost", action="store_true", help="what a warm explanation costs, in training steps, instead")
     parser.add_argument("--baselines", action="store_true", help="the published rules instead")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th program, beginning with the i-th")
     parser.add_argument("--json", type=Path, help="file that the rows are appended to")
@@ -146,13 +179,12 @@ def main() -> None:
     if options.baselines:
         print(baselines(programs, options.seed))
         return
+    if options.cost:
+        print(cost(programs, options.seed))
+        return
     rows = []
     for program in programs:
-        try:
-            rows.append(evaluate(program, options.seed, options.confirm))
-        except Exception as error:
-            print("ERROR", program.name, type(error).__name__, str(error)[:300].replace("\n", " "))
-            continue
+        rows.append(evaluate(program, options.seed, options.confirm))
         print(line(rows[-1]), flush=True)
         if options.json:
             with options.json.open("a") as file:

@@ -23,6 +23,7 @@ from jaxgrad.tracing._interpret import Site, evaluate
 
 _BINS = 32
 _NORMAL_95 = 1.96
+_ROUNDING = 1e-2  # log10 by which two ways of measuring one gain may differ
 TINY = 1e-30
 """Below this a float32 signal is about to underflow."""
 
@@ -252,6 +253,8 @@ def _block_statistics(
         gain = start - end
         if not math.isfinite(gain) and gains is not None and (math.isnan(gain) or end == -math.inf):
             gain = gains[block.index]  # no signal comes in at the end, as at the last state of a loop read step by step
+        elif gains is not None and abs(gain - gains[block.index]) < _ROUNDING:
+            gain = gains[block.index]  # the same vector, of which the parts are known: bfloat16 rounds it on both ways
         statistics.append(
             BlockStatistics(
                 index=block.index,
