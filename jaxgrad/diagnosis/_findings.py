@@ -107,12 +107,14 @@ def body(chain: Sequence[BlockFacts]) -> Sequence[BlockFacts]:
     """Return a chain without what no layer's learning depends on.
 
     That is the last layer, where no nonlinearity follows it: it scales the signal of all others alike; and the first
-    layer's weights, behind which only the data lie.
+    layer's weights, behind which only the data lie (the first block, where its gain was not taken apart).
     """
     linear = chain and all(layer.activation is None for layer in chain[-1].layers)
     inner = chain[:-1] if len(chain) > 2 and chain[-1].statistics.kind == "depth" and linear else chain
     if len(inner) < 2 or inner[0].statistics.kind != "depth":
         return inner
+    if not inner[0].sources:
+        return inner[1:] if len(inner) > 2 else inner
     first, weights = inner[0], inner[0].sources.get("weights", 0.0)
     gain = first.statistics.log10_gain
     if not (math.isfinite(weights) and math.isfinite(gain)):

@@ -152,6 +152,7 @@ def test_steps_of_a_recurrence_add_up_where_each_step_has_a_loss_of_its_own():
     assert any(sources(report)[i]["other"] > 0.05 for i in steps)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_unit_of_the_loss_moves_no_part(batch, scale):
     x, y = batch

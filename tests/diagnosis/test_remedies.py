@@ -53,7 +53,7 @@ def test_targets_out_of_scale_are_standardized_and_training_confirms_it():
     assert best.losses_after[-1] < best.losses_after[0]
 
 
-@pytest.mark.parametrize("rate", [50.0, 1e-6])
+@pytest.mark.parametrize("rate", [50.0, pytest.param(1e-6, marks=pytest.mark.heavy)])
 def test_learning_rate_is_changed_until_the_loss_falls(rate):
     params = weights(WIDTH, WIDTH, WIDTH, variance=2.0)
     report = explained(regression, params, X, Y, optimizer=optax.sgd(rate))
@@ -93,6 +93,7 @@ def test_head_that_begins_at_zero_is_healthy():
     assert any("zero, and open after one step" in note for note in report.notes)
 
 
+@pytest.mark.heavy
 def test_what_does_not_help_is_listed_too():
     def loss_fn(params, x, y):
         for weight in params[:-1]:
