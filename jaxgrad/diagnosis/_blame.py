@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgrad.diagnosis._measure import norm
 from jaxgrad.diagnosis._report import Source
-from jaxgrad.diagnosis._sources import equation_sources, moving_values, values_around
+from jaxgrad.diagnosis._sources import SUMS, equation_sources, moving_values, values_around
 from jaxgrad.spectra._blocks import block_values, fingerprint, operand_sites
 from jaxgrad.tracing import Cut, Network
 from jaxgrad.tracing._cuts import Span
@@ -242,7 +242,7 @@ def push_back(
       log10 of the factor of each source, which add up to that of the whole; and the cotangents at the beginning.
     """
     moving = moving_values(program, equations, starts)
-    around = values_around(network, program, loops, equations, starts, moving)
+    around = values_around(program, equations, starts, moving)
     sources = equation_sources(network, program, loops, equations, moving)
     joined: Source = "attention" if "attention" in sources else "residual"
     signal = _Signal(cotangents)
@@ -261,9 +261,7 @@ def push_back(
         received = [signal.take(result) for result in results]
         operands = list(dict.fromkeys(atom for atom in equation.operands if atom in moving))
         forks = (
-            equation.operation in _SUMS
-            and any(a in around for a in operands)
-            and any(a not in around for a in operands)
+            equation.operation in SUMS and any(a in around for a in operands) and any(a not in around for a in operands)
         )
         for atom, cotangent in zip(operands, _pulled(equation, operands, results, values, received), strict=True):
             signal.add(atom, cotangent, branch=branch or (forks and atom not in around))
@@ -274,9 +272,6 @@ def push_back(
     avals = program.avals
     zeros = [jnp.zeros(avals[start].shape, avals[start].dtype) for start in starts]
     return signal.gains, tuple(signal.whole(start, zero) for start, zero in zip(starts, zeros, strict=True))
-
-
-_SUMS = frozenset({"add", "add_any", "concatenate", "sub"})
 
 
 class _Signal:
@@ -291,7 +286,7 @@ class _Signal:
         self.pending: dict[int, tuple[list[Any], list[Any]]] = {}
         self.gains: Gains = {}
         self._source: Source | None = None
-        self._log = _log10(_norm(cotangents))
+        self._log = jnp.log10(_norm(cotangents))
 
     def begin(self, source: Source | None) -> None:
         """Give what happened since the last call to the source it was begun with, and begin with another."""
@@ -299,7 +294,7 @@ class _Signal:
             return
         if self._source is not None:
             parts = [cotangent for main, _ in self.pending.values() for cotangent in main]
-            log = _log10(_norm(parts)) if parts else jnp.full_like(self._log, -jnp.inf)
+            log = jnp.log10(_norm(parts)) if parts else jnp.full_like(self._log, -jnp.inf)
             change = jnp.where(jnp.isfinite(self._log), log - self._log, 0)
             self.gains[self._source] = self.gains.get(self._source, jnp.zeros_like(change)) + change
             self._log = log
@@ -340,10 +335,6 @@ def _sum(cotangents: Sequence[Any]) -> Any:
     for cotangent in cotangents[1:]:
         total = total + cotangent
     return total
-
-
-def _log10(size: Any) -> Any:
-    return jnp.log10(size)
 
 
 def _pulled(

@@ -59,14 +59,16 @@ def explain(
 
     .. math:: g_b = \lVert \partial L / \partial h_b \rVert / \lVert \partial L / \partial h_{b+1} \rVert
 
-    of the backward signal at neighbouring cuts, so it does not depend on the unit of the loss.
+    of the backward signal at neighbouring cuts, so it does not depend on the unit of the loss. What is said of an
+    optimizer's learning rate does, where the optimizer's own steps do (SGD, clipping).
 
     Args:
       loss_fn: A pure function of ``(params, *args)`` that returns a scalar loss.
       params: Parameters: any pytree, or a model that is one (``flax.nnx``, ``equinox``). Leaves that are no arrays
         are constants.
       *args: Its other arguments, such as a batch of inputs and labels.
-      optimizer: An optax transformation. With it, the first update is set against the parameters.
+      optimizer: An optax transformation. With it, the first update is set against the parameters; above level
+        ``"quick"`` it also takes 16 steps on the batch given, to judge the learning rate.
       has_aux: Whether ``loss_fn`` returns ``(loss, aux)``.
       level: ``"quick"``: signal and statistics, for the price of a few training steps. ``"standard"``: also the
         singular values of each block on up to four examples, what theory predicts for it, and remedies. ``"full"``: on

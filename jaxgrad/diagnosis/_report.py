@@ -53,8 +53,8 @@ class Remedy(NamedTuple):
       change: The change in words, and the line to write for the framework the model is of, between backquotes.
       before: log10 of the backward signal's total gain over the network, before.
       after: The same, measured again with the change in place.
-      verified: Whether the network measured with the change in place is healthy, its gain well inside the
-        range that is: between 0.01 and 100 over a depth, 0.0001 and 10,000 over time.
+      verified: Whether the network measured with the change in place is healthy, and its gain, the last layer aside,
+        well within bounds: between 0.1 and 10 over a depth, 0.0001 and 1000 over time.
       confirmed: ``None`` until a short training run says yes or no.
       losses_before: Loss at each step of that run without the change; empty without a run.
       losses_after: Loss at each step with the change.

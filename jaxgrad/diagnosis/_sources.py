@@ -15,7 +15,7 @@ from jaxgrad.tracing._trunk import differentiable, inexact
 _ROOTS = frozenset({"rsqrt", "sqrt"})
 _REDUCTIONS = frozenset({"reduce_sum", "reduce_max", "reduce_min", "reduce_window_sum", "reduce_prod"})
 _SOFTMAX = frozenset({"exp", "div", "reduce_sum", "reduce_max"})
-_SUMS = frozenset({"add", "add_any", "sub", "concatenate"})
+SUMS = frozenset({"add", "add_any", "sub", "concatenate"})
 _SHAPES = frozenset(
     {"broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "convert_element_type", "copy"}
 )
@@ -30,16 +30,9 @@ def moving_values(program: Program, equations: Sequence[Equation], starts: Seque
     return moving
 
 
-def values_around(
-    network: Network,
-    program: Program,
-    loops: Site,
-    equations: Sequence[Equation],
-    starts: Sequence[int],
-    moving: set[int],
-) -> set[int]:
+def values_around(program: Program, equations: Sequence[Equation], starts: Sequence[int], moving: set[int]) -> set[int]:
     """Return the values that an activation reaches from the start without passing a layer or attention."""
-    products = _layer_outputs(network, program, loops)
+    products = _layer_outputs(program)
     around = set(starts)
     for equation in equations:
         passes = products.isdisjoint(equation.outputs) and not _multiplies_data(equation, program)
@@ -48,7 +41,7 @@ def values_around(
     return around
 
 
-def _layer_outputs(network: Network, program: Program, loops: Site) -> set[int]:
+def _layer_outputs(program: Program) -> set[int]:
     return {output for position in program.layers for output in program.equations[position].outputs}
 
 
@@ -64,7 +57,7 @@ def equation_sources(
       equations: The equations of one block or step, in order of evaluation.
       moving: The values on the way.
     """
-    layers = _layer_outputs(network, program, loops)
+    layers = _layer_outputs(program)
     bent = {
         equation.outputs[0]
         for activation in network.activations
@@ -89,7 +82,7 @@ def equation_sources(
             sources.append("normalization")
         elif softmax and arriving and not _SOFTMAX.isdisjoint(_operations(equation)):
             sources.append("activation")
-        elif len(arriving) > 1 and equation.operation in _SUMS:
+        elif len(arriving) > 1 and equation.operation in SUMS:
             sources.append("residual")
         elif any(program.kinds[atom].owners for atom in equation.operands):
             sources.append("weights")
