@@ -80,12 +80,26 @@ def doctest(session: nox.Session) -> None:
 
 
 @nox.session
+def papers(session: nox.Session) -> None:
+    """Check the form of every record of the papers index, and its exports; `-- --write` mends both."""
+    install(session, "papers")
+    session.run("python", "papers/check.py", *session.posargs)
+
+
+@nox.session(name="papers-ids", default=False)
+def papers_ids(session: nox.Session) -> None:
+    """Ask arXiv and doi.org for the title behind every identifier of the index; needs the network."""
+    install(session)
+    session.run("python", "papers/verify_ids.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Serve the documentation and rebuild it on every change; with `--non-interactive`, build it once."""
     options = ("-n", "-W", "-d", "docs/_build/doctrees", "docs", "docs/_build/html")
     if session.interactive:
         install(session, "docs", "serve")
-        session.run("sphinx-autobuild", "--watch", "jaxgrad", "--open-browser", *options)
+        session.run("sphinx-autobuild", "--watch", "jaxgrad", "--watch", "papers", "--open-browser", *options)
     else:
         install(session, "docs")
         session.run("sphinx-build", "--keep-going", "--fresh-env", *options)
@@ -121,6 +135,7 @@ def build(session: nox.Session) -> None:
     session.run(str(programs / "python"), "-m", "pip", "install", "--quiet", str(wheel), external=True)
     session.cd(elsewhere)
     session.run(str(programs / "jaxgrad"), "--version", external=True)
+    session.run(str(programs / "jaxgrad"), "papers", "search", "orthogonal", external=True)
     session.run(str(programs / "jaxgrad"), "explain", "--demo", "healthy", "--check", external=True)
 
 

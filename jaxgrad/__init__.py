@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxgrad import activations as activations
     from jaxgrad import clipping as clipping
+    from jaxgrad import clustering as clustering
+    from jaxgrad import decomposition as decomposition
     from jaxgrad import diagnosis as diagnosis
     from jaxgrad import initializers as initializers
     from jaxgrad import losses as losses
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     from jaxgrad import monitoring as monitoring
     from jaxgrad import normalization as normalization
     from jaxgrad import optimizers as optimizers
+    from jaxgrad import papers as papers
     from jaxgrad import spectra as spectra
     from jaxgrad import tracing as tracing
     from jaxgrad.diagnosis import explain as explain
     from jaxgrad.monitoring import monitor as monitor
+    from jaxgrad.papers import cite as cite
     from jaxgrad.tracing import trace as trace
 
 __version__ = "0.1.0"
@@ -26,7 +30,10 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "activations",
+    "cite",
     "clipping",
+    "clustering",
+    "decomposition",
     "diagnosis",
     "explain",
     "initializers",
@@ -36,12 +43,18 @@ __all__ = [
     "monitoring",
     "normalization",
     "optimizers",
+    "papers",
     "spectra",
     "trace",
     "tracing",
 ]
 
-_HOMES = {"explain": "jaxgrad.diagnosis", "monitor": "jaxgrad.monitoring", "trace": "jaxgrad.tracing"}
+_HOMES = {
+    "cite": "jaxgrad.papers",
+    "explain": "jaxgrad.diagnosis",
+    "monitor": "jaxgrad.monitoring",
+    "trace": "jaxgrad.tracing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -445,7 +445,7 @@ class TestExplainRefuses:
 
     def test_bug_of_ours_shows_its_traceback(self, project, monkeypatch):
         write("train.py", CASE)
-        monkeypatch.setattr("jaxgrad.cli.user_frames", lambda error: [])
+        monkeypatch.setattr("jaxgrad.cli._explain.user_frames", lambda error: [])
         monkeypatch.setattr(jaxgrad, "explain", lambda *_, **__: 1 // 0, raising=False)
         result = invoke("train")
         assert result.exit_code == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtyping import DTypeLike
 
@@ -55,7 +56,7 @@ def glorot_normal(
     See also:
       ``glorot_normal`` in JAX and ``GlorotNormal`` in Keras truncate too; PyTorch's ``xavier_normal_`` does not.
     """
-    return variance_scaling(
+    init = variance_scaling(
         1.0,
         "fan_avg",
         "truncated_normal" if truncated else "normal",
@@ -66,6 +67,7 @@ def glorot_normal(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(glorot_normal, init)
 
 
 def glorot_uniform(
@@ -111,7 +113,7 @@ def glorot_uniform(
     See also:
       ``glorot_uniform`` in JAX, ``GlorotUniform`` in Keras, ``xavier_uniform_`` in PyTorch.
     """
-    return variance_scaling(
+    init = variance_scaling(
         1.0,
         "fan_avg",
         "uniform",
@@ -122,6 +124,7 @@ def glorot_uniform(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(glorot_uniform, init)
 
 
 def he_normal(
@@ -173,7 +176,7 @@ def he_normal(
       ``he_normal`` in JAX and ``HeNormal`` in Keras truncate too, and know no slope; ``kaiming_normal_(a)`` in PyTorch
       does not truncate.
     """
-    return variance_scaling(
+    init = variance_scaling(
         2.0 / (1.0 + negative_slope**2),
         "fan_in",
         "truncated_normal" if truncated else "normal",
@@ -184,6 +187,7 @@ def he_normal(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(he_normal, init)
 
 
 def he_uniform(
@@ -232,7 +236,7 @@ def he_uniform(
     See also:
       ``he_uniform`` in JAX and ``HeUniform`` in Keras know no slope; ``kaiming_uniform_(a)`` in PyTorch.
     """
-    return variance_scaling(
+    init = variance_scaling(
         2.0 / (1.0 + negative_slope**2),
         "fan_in",
         "uniform",
@@ -243,6 +247,7 @@ def he_uniform(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(he_uniform, init)
 
 
 def lecun_normal(
@@ -290,7 +295,7 @@ def lecun_normal(
     See also:
       ``lecun_normal`` in JAX and ``LecunNormal`` in Keras truncate too; PyTorch has none.
     """
-    return variance_scaling(
+    init = variance_scaling(
         1.0,
         "fan_in",
         "truncated_normal" if truncated else "normal",
@@ -301,6 +306,7 @@ def lecun_normal(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(lecun_normal, init)
 
 
 def lecun_uniform(
@@ -346,7 +352,7 @@ def lecun_uniform(
     See also:
       ``lecun_uniform`` in JAX, ``LecunUniform`` in Keras; ``kaiming_uniform_(nonlinearity="linear")`` in PyTorch.
     """
-    return variance_scaling(
+    init = variance_scaling(
         1.0,
         "fan_in",
         "uniform",
@@ -357,3 +363,10 @@ def lecun_uniform(
         feature_group_count=feature_group_count,
         dtype=dtype,
     )
+    return _built_by(lecun_uniform, init)
+
+
+def _built_by(function: Callable[..., Initializer], init: Any) -> Initializer:
+    """Name an initializer after the function that built it, for its repr and for ``jaxgrad.cite``."""
+    init.__module__, init.__qualname__ = function.__module__, f"{function.__qualname__}.<locals>.init"
+    return init

@@ -1,7 +1,4 @@
-"""The command line: ``jaxgrad explain`` diagnoses a network from a shell, in a terminal or in continuous integration.
-
-Only click is imported at the top, so that ``--help`` answers at once: jax and the user's module come when needed.
-"""
+"""``jaxgrad explain``: diagnose the network that a file of the user's builds."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jaxgrad._checks import message
+from jaxgrad.cli._terminal import InputError, console
 
 if TYPE_CHECKING:
     from jaxgrad.diagnosis._report import Level, Report
@@ -31,48 +29,12 @@ CASE = "def make_case(): return loss_fn, params, x, y"
 FUNCTION = "make_case"
 
 
-class InputError(click.ClickException):
-    """Something the user gave is wrong: shown on stderr as it is, with exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file: Any = None) -> None:
-        """Write the message alone, without click's prefix."""
-        click.echo(self.format_message(), err=True, file=file)
-
-
 def fail(expected: str, got: str, remedy: str) -> NoReturn:
     """End the command with a message of what was expected, what came and what to do."""
     raise InputError(message(COMMAND, expected, got, remedy)) from None
 
 
-def print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    """Print the versions that a bug report needs."""
-    if wanted and not context.resilient_parsing:
-        from importlib.metadata import version
-
-        import jaxgrad
-
-        click.echo(f"jaxgrad {jaxgrad.__version__} (jax {version('jax')}, Python {sys.version.split()[0]})")
-        context.exit()
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Print versions."
-)
-def main() -> None:
-    """Find out why gradients vanish or explode, which layer is to blame, and which fix works.
-
-    \b
-    Examples:
-      jaxgrad explain --demo deep-sigmoid
-      jaxgrad explain train:make_case --html report.html
-      jaxgrad explain --help
-    """  # noqa: D301  (click's mark for a paragraph that is not wrapped)
-
-
-@main.command(short_help="Diagnose the gradients of a network.")
+@click.command(short_help="Diagnose the gradients of a network.")
 @click.argument("target", metavar="[MODULE:FUNCTION]", required=False)
 @click.option("--demo", metavar="NAME", help="Diagnose a small network on real digits instead.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the report as one HTML page.")
@@ -150,7 +112,7 @@ def explain(
     if quiet:
         click.echo(f"{report.verdict}: {report.summary}")
     else:
-        print_report(report)
+        console().print(report)
     for option, path in outputs.items():
         write(report, option, path)
         if not quiet:
@@ -323,16 +285,6 @@ def diagnose(*case: Any, level: Level, confirm_steps: int, verbose: bool) -> Rep
     return run(lambda: jaxgrad.explain(*case, **options), "running the loss")
 
 
-def print_report(report: Report) -> None:
-    """Print a report with colours on a terminal, and plain otherwise."""
-    from rich.console import Console
-
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        reconfigure(errors="replace")
-    Console(file=sys.stdout).print(report)
-
-
 def check_outputs(outputs: dict[str, Path]) -> None:
     """Refuse a path that cannot be written, before the long work."""
     for option, path in outputs.items():
@@ -400,7 +352,7 @@ def run(function: Callable[[], Any], doing: str) -> Any:
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Keep the frames of an error that lie in the user's own files."""
-    not_theirs = (Path(__file__).parent, Path(sysconfig.get_path("stdlib")))
+    not_theirs = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
 
     def is_theirs(path: Path) -> bool:
         installed = {"site-packages", "dist-packages"} & set(path.parts)
