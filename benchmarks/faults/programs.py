@@ -15,6 +15,8 @@ Framework = Literal["linen", "nnx", "equinox", "jax"]
 Architecture = Literal["dense", "conv", "residual", "transformer", "rnn", "lstm"]
 Dtype = Literal["float32", "bfloat16"]
 
+HALVES = ("first", "second", "heldout")
+
 CAUSES = frozenset(
     {
         "initialization",
@@ -190,8 +192,9 @@ def trained(seed: int, *, build: Callable[..., Case], training_steps: int, train
 
 
 def load(half: str | None = None) -> tuple[Program, ...]:
-    """Collect the programs of one half, ``"first"`` or ``"second"``, or of both."""
-    files = sorted(Path(__file__).parent.glob(f"{half or '*'}_*.py"))
+    """Collect the programs of one of ``HALVES``, ``"heldout"`` being kept from the tool's making, or of all."""
+    halves = (half,) if half else HALVES
+    files = [file for name in halves for file in sorted(Path(__file__).parent.glob(f"{name}_*.py"))]
     programs = [program for file in files for program in importlib.import_module(file.stem).PROGRAMS]
     names = [program.name for program in programs]
     if len(set(names)) < len(names):

@@ -38,6 +38,9 @@ def dataset(name: str) -> tuple[np.ndarray, np.ndarray]:
             return x, y[:, None]
         case "linnerud":
             return datasets.load_linnerud(return_X_y=True)
+        case "proline":
+            x, _ = datasets.load_wine(return_X_y=True)
+            return x[:, :-1], x[:, -1:]
         case "diabetes-units":
             x, y = datasets.load_diabetes(return_X_y=True, scaled=False)
             return x, y[:, None]
@@ -54,11 +57,11 @@ def learn(
     batch: int = 48,
     outputs: int | None = None,
 ) -> Problem:
-    """Learn a table; two classes are told apart by one logit unless ``outputs`` is 2."""
+    """Learn a table; two classes are told apart by one logit unless ``outputs`` says otherwise."""
     x, y = dataset(data)
     if y.ndim == 2:
         task = Task(sampler(inputs(x), targets(y), batch), loss, score or relative_squared_error)
-        return Problem(task, x.shape[1], y.shape[1])
+        return Problem(task, x.shape[1], outputs or y.shape[1])
     classes = int(y.max()) + 1
     task = Task(sampler(inputs(x), y, batch), loss, score or error_rate)
     return Problem(task, x.shape[1], outputs or (1 if classes == 2 else classes))

@@ -9,6 +9,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.nn import initializers
@@ -28,10 +29,19 @@ ORTHOGONAL = orthogonal()
 # ------------------------------------------------------------------ sequences, (batch, steps, features)
 
 
-def digit_rows(*, steps: int = 8, scale: float = 1.0, offset: float = 0.0, loss=cross_entropy, batch: int = 32) -> Task:
-    """Read a digit's rows, or its pixels when there are 64 steps."""
+def digit_rows(
+    *,
+    steps: int = 8,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    loss=cross_entropy,
+    batch: int = 32,
+    padding: tuple[int, int] = (0, 0),
+) -> Task:
+    """Read a digit's rows, or its pixels when there are 64 steps, with steps of zeros before and behind."""
     x, labels = table("digits")
     x = rescaled(x).reshape(len(x), steps, -1) * scale + offset
+    x = np.pad(x, ((0, 0), padding, (0, 0)))
     return Task(sampler(x, labels, batch), loss, error_rate)
 
 
@@ -47,7 +57,7 @@ def recall(*, steps: int, batch: int = 64, classes: int = 4) -> Task:
     return Task(batches, cross_entropy, error_rate)
 
 
-def waves(*, steps: int = 12, scale: float = 1.0, offset: float = 0.0, batch: int = 64) -> Task:
+def waves(*, steps: int = 12, scale: float = 1.0, offset: float = 0.0, batch: int = 64, inputs: float = 1.0) -> Task:
     """Tell the next value of a sine from noisy ones; ``scale`` and ``offset`` give the targets' unit."""
 
     def batches(key):
@@ -56,7 +66,7 @@ def waves(*, steps: int = 12, scale: float = 1.0, offset: float = 0.0, batch: in
         rate = jax.random.uniform(rate_key, (batch, 1), minval=0.3, maxval=1.0)
         values = 1.4 * jnp.sin(phase + rate * jnp.arange(steps + 1))
         x = values[:, :-1] + 0.05 * jax.random.normal(noise_key, (batch, steps))
-        return x[..., None], scale * values[:, -1:] + offset
+        return inputs * x[..., None], scale * values[:, -1:] + offset
 
     return Task(batches, squared_error, relative_squared_error)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from programs import Case, Program, load, train, training_step
+from programs import HALVES, Case, Program, load, train, training_step
 
 NUM_SCORED = 8  # batches
 
@@ -77,7 +77,7 @@ def _row(values) -> str:
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--half", choices=("first", "second"))
+    parser.add_argument("--half", choices=HALVES)
     parser.add_argument("--only", help="programs whose name holds this")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
