@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._checks import message
-from jaxgrad.meanfield._architectures import BatchNorm, Element, Residual, propagate
+from jaxgrad.meanfield._architectures import Activation, BatchNorm, Element, Residual, propagate
 from jaxgrad.meanfield._kernels import count
-from jaxgrad.meanfield._reading import Unreadable, read_block
+from jaxgrad.meanfield._reading import Functions, Unreadable, read_block
 from jaxgrad.tracing import Network
 from jaxgrad.tracing._cuts import Span
 from jaxgrad.tracing._interpret import Constant, evaluate
@@ -105,7 +105,9 @@ def predict(
     alone = len(network.signature.avals) > network.num_parameters and not args
     inputs = None if alone else network.inputs(params, args)
     known = _made_of_parameters(network, params) if inputs is None else _all_values(network, inputs)
-    read = [_read(network, span, known) for span in network.spans]
+    functions: Functions = {}
+    checked: set[Any] = set()
+    read = [_read(network, span, known, functions, checked) for span in network.spans]
     predictions, signal = [], _Signal(1.0, 0.0, 0.0)
     follow = any(_holds(elements, BatchNorm) for elements in read if not isinstance(elements, str))
     unreadable = [index for index, elements in enumerate(read) if isinstance(elements, str)]
@@ -137,16 +139,33 @@ class _Samples(NamedTuple):
     end: _Signal
 
 
-def _read(network: Network, span: Span, known: Mapping[int, Any]) -> tuple[Element, ...] | str:
-    """Return a block's elements, or why there are none."""
+def _read(
+    network: Network, span: Span, known: Mapping[int, Any], functions: Functions, checked: set[Any]
+) -> tuple[Element, ...] | str:
+    """Return a block's elements, or why there are none; functions that moments were taken of count as checked."""
     try:
-        elements = read_block(network, span, known)
-        propagate(elements, c=0.0 if _holds(elements, BatchNorm) else None)
+        elements = read_block(network, span, known, functions)
+        kinds = _kinds(elements)
+        if kinds not in checked:
+            propagate(elements, c=0.0 if _holds(elements, BatchNorm) else None)
+            checked.add(kinds)
     except Unreadable as reason:
         return str(reason)
     except Exception as error:  # an operation nobody has met in a network yet: what cannot be read is not predicted
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return elements
+
+
+def _kinds(elements: Sequence[Element]) -> tuple[Any, ...]:
+    """Return what a block is made of, without its numbers."""
+    return tuple(
+        element.function
+        if isinstance(element, Activation)
+        else (Residual, _kinds(element.branch), _kinds(element.shortcut))
+        if isinstance(element, Residual)
+        else type(element)
+        for element in elements
+    )
 
 
 def _holds(elements: Sequence[Element], kind: type) -> bool:

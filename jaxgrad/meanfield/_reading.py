@@ -67,13 +67,18 @@ class Unreadable(Exception):
     """A block does something that theory has no element for."""
 
 
-def read_block(network: Network, span: Span, known: Mapping[int, Any]) -> tuple[Element, ...]:
+Functions = dict[bytes, Callable[[Any], Any]]
+"""Activations that no table holds, by their values: what is computed of one serves its equals."""
+
+
+def read_block(network: Network, span: Span, known: Mapping[int, Any], functions: Functions) -> tuple[Element, ...]:
     """Return the elements of a block.
 
     Args:
       network: The network.
       span: The block.
       known: Values that do not depend on the block's input, by number: the parameters and what is made of them.
+      functions: The activations met before, to which those of this block are added.
 
     Raises:
       Unreadable: The block holds an operation that theory has no element for.
@@ -87,7 +92,7 @@ def read_block(network: Network, span: Span, known: Mapping[int, Any]) -> tuple[
     for equation in (program.equations[position] for position in span.equations):
         if all(output in ways for output in equation.outputs):
             continue
-        made = _outputs(equation, ways, known, ends, layers, program.avals)
+        made = _outputs(equation, ways, known, ends, layers, program.avals, functions)
         for output, way in zip(equation.outputs, made, strict=True):
             if way is not None:
                 ways[output] = way
@@ -106,6 +111,7 @@ def _outputs(
     ends: Mapping[int, TracedActivation],
     layers: set[int],
     avals: Sequence[Any],
+    functions: Functions,
 ) -> Sequence[Way | Unreadable | None]:
     """Return the way to each output of an equation; ``None`` where it does not depend on the block's input."""
     activation = next((ends[output] for output in equation.outputs if output in ends), None)
@@ -113,7 +119,8 @@ def _outputs(
         if activation is not None and activation.start in ways:
             start = _readable(ways[activation.start])
             if start.role == "unit":
-                return [Way((*start.elements, Activation(_function(activation, known, avals[activation.start]))))]
+                function = _function(activation, known, avals[activation.start], functions)
+                return [Way((*start.elements, Activation(function)))]
         if not any(atom in ways for atom in equation.operands):
             return [None] * len(equation.outputs)
         operands = [_operand(atom, ways, known) for atom in equation.inputs]
@@ -138,7 +145,9 @@ def _operand(atom: int | Constant, ways: Mapping[int, Way | Unreadable], known: 
     return _readable(ways[atom]) if atom in ways else known.get(atom)
 
 
-def _function(activation: TracedActivation, known: Mapping[int, Any], aval: Any) -> str | Callable[[Any], Any]:
+def _function(
+    activation: TracedActivation, known: Mapping[int, Any], aval: Any, functions: Functions
+) -> str | Callable[[Any], Any]:
     """Return the activation's name in the table where it is that function, else the function itself."""
     made = {output for equation in activation.equations for output in equation.outputs}
     outer = {
@@ -160,12 +169,15 @@ def _function(activation: TracedActivation, known: Mapping[int, Any], aval: Any)
         padded = jnp.resize(x, (rows, *aval.shape)).astype(aval.dtype)
         return at_traced_shape(padded).ravel()[: x.size].astype(x.dtype)
 
-    points = jnp.linspace(-6.0, 6.0, 61)
-    got = function(points)
-    for name, entry in TABLE.items():
-        if np.allclose(got, entry.function(points), rtol=1e-4, atol=1e-5):
-            return name
-    return function
+    points = jnp.linspace(-8.0, 8.0, 81)
+    got = np.asarray(function(points))
+    rounding = float(jnp.finfo(aval.dtype).eps)
+    misses = {name: np.abs(got - np.asarray(entry.function(points))) for name, entry in TABLE.items()}
+    bound = max(1e-5, 2 * rounding) + max(1e-4, 4 * rounding) * np.abs(got)
+    name = min(misses, key=lambda name: float(np.max(misses[name] - bound)))  # in low precision several may fit
+    if np.all(misses[name] <= bound):
+        return name
+    return functions.setdefault(got.tobytes(), function)
 
 
 def _dense(equation: Equation, operands: Sequence[Any], avals: Sequence[Any]) -> Way:

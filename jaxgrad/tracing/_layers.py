@@ -264,11 +264,11 @@ def _shapes(equation: Equation, made: set[int]) -> bool:
 
 def _has_units(program: Program, number: int) -> bool:
     """Return whether a value has an axis of units, as layers' outputs have, and is no statistic over them."""
-    outputs = [program.avals[output] for position in program.layers for output in program.equations[position].outputs]
     shape = program.avals[number].shape
-    return any(len(aval.shape) == len(shape) for aval in outputs) and any(
-        size in aval.shape for size in shape[1:] or shape for aval in outputs if len(aval.shape) == len(shape)
-    )
+    layers = [program.avals[output].shape for place in program.layers for output in program.equations[place].outputs]
+    alike = [made for made in layers if len(made) == len(shape)]
+    reduced = 1 in shape[1:] and not any(1 in made[1:] for made in alike)
+    return not reduced and any(size in made for size in shape[1:] or shape for made in alike)
 
 
 def _trim(start: int, end: int, equations: list[Equation]) -> tuple[int, int, list[Equation]]:
