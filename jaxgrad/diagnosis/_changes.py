@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxgrad.activations._table import TABLE
 from jaxgrad.diagnosis._facts import LayerFacts
-from jaxgrad.diagnosis._loss import arguments_read_by_layers
+from jaxgrad.diagnosis._loss import arguments_read_by_layers, labels_of, prediction
 from jaxgrad.diagnosis._measure import entering_layers, main_owner
 from jaxgrad.diagnosis._structure import is_product
 from jaxgrad.initializers._data_dependent import scale_layers
@@ -20,6 +20,7 @@ from jaxgrad.tracing._interpret import Constant, Site
 from jaxgrad.tracing._layers import LayerSite, user_source
 
 _LARGEST_VARIANCE = 25.0  # times 1/fan-in; more than that saturates any nonlinearity
+_USUAL_SCALE = 10.0  # the scales of a normalization lie within this factor of 1
 _BIASES = frozenset({"b", "bias", "biases", "offset"})
 
 
@@ -205,6 +206,22 @@ def scale_to_data(setup: Setup, key: jax.Array) -> Setup:
     return setup._replace(inputs=arrays)
 
 
+def reset_scales(setup: Setup) -> Setup | None:
+    """Return the setup with the scales of normalizations at 1; ``None`` where none is far from it."""
+    network, changed = setup.network, list(setup.inputs)
+    weights = {owner.leaf for site in network.sites for owner in site.owners}
+    for owner in network.parameters:
+        leaf = changed[owner.leaf]
+        last = owner.name.rpartition("/")[2].strip("_").lower()
+        if owner.leaf in weights or last in _BIASES or leaf.ndim != 1 + len(owner.index):
+            continue
+        size = float(jnp.sqrt(jnp.mean(jnp.square(leaf.astype(jnp.float32)))))
+        if not 1 / _USUAL_SCALE < size < _USUAL_SCALE:
+            changed[owner.leaf] = jnp.ones_like(leaf)
+    same = all(before is after for before, after in zip(setup.inputs, changed, strict=True))
+    return None if same else setup._replace(inputs=changed)
+
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 
@@ -218,16 +235,10 @@ def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int
 
     ``None`` where the labels' shape says nothing.
     """
-    site = network.sites[-1]
-    if site.loops:
+    output = _biased_output(network)
+    if output is None:
         return None
-    program = network.program
-    output = site.equation.outputs[0]
-    for equation in program.equations:
-        biased = equation.operation == "add" and output in equation.operands
-        if biased and any(program.kinds[atom].owners for atom in equation.operands):
-            output = equation.outputs[0]
-    shape = program.avals[output].shape
+    shape = network.program.avals[output].shape
     reading = arguments_read_by_layers(network)
     for position in range(network.num_parameters, len(network.signature.avals)):
         aval = network.signature.avals[position]
@@ -244,6 +255,46 @@ def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int
         if math.prod(aval.shape) == math.prod(shape):
             return output, position, "sigmoid"
     return None
+
+
+def _biased_output(network: Network) -> int | None:
+    """Return the last layer's output with its bias; ``None`` where it stands in a loop."""
+    site = network.sites[-1]
+    if site.loops:
+        return None
+    program = network.program
+    output = site.equation.outputs[0]
+    for equation in program.equations:
+        biased = equation.operation == "add" and output in equation.operands
+        if biased and any(program.kinds[atom].owners for atom in equation.operands):
+            output = equation.outputs[0]
+    return output
+
+
+def open_output(network: Network, inputs: Sequence[Any]) -> Network | None:
+    """Return the network with what its last layer gives for an output; ``None`` where that has another shape."""
+    labels, output = labels_of(network, inputs), _biased_output(network)
+    compared = None if labels is None else prediction(network, labels[0])
+    if output is None or compared is None or compared == output:
+        return None
+    avals = network.program.avals
+    same = avals[output].shape == avals[compared].shape and avals[output].dtype == avals[compared].dtype
+    return _substitute.pass_on(network, output, compared) if same else None
+
+
+def paired_error(network: Network, inputs: Sequence[Any]) -> Network | None:
+    """Return the network with the mean squared error of each output and its own target; ``None`` where none fits."""
+    labels, output = labels_of(network, inputs), _biased_output(network)
+    if labels is None or output is None:
+        return None
+    targets = network.signature.avals[labels[0]]
+    if network.program.avals[output].size != targets.size:
+        return None
+
+    def loss(outputs: Any, targets: Any) -> Any:
+        return jnp.mean(jnp.square(outputs.reshape(targets.shape) - targets.astype(outputs.dtype)))
+
+    return _substitute.replace_loss(network, (output, labels[0]), loss)
 
 
 def cross_entropy(network: Network, output: int, labels: int, form: str) -> Network:
@@ -263,6 +314,14 @@ def cross_entropy(network: Network, output: int, labels: int, form: str) -> Netw
     return _substitute.replace_loss(network, (output, labels), loss)
 
 
+def _finite(x: Any) -> Any:
+    """Return the operand with infinities as large numbers, of which a difference is 0 and a softmax uniform."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    largest = min(1e30, float(jnp.finfo(x.dtype).max) / 4)
+    return jnp.clip(x, jnp.asarray(-largest, x.dtype), jnp.asarray(largest, x.dtype))
+
+
 _FLOOR = 1e-6
 _CEILING = 80.0
 _GUARDS: dict[str, tuple[Callable[[Any], Any], int, str]] = {
@@ -280,9 +339,9 @@ def guarded(network: Network, site: Site) -> tuple[Network, str] | None:
     """Return the network with the operand of one operation kept away from where it is singular, and the line for it."""
     equations = network.holder(site).equations
     (equation,) = [e for e in equations if site[-1] in e.outputs] or [None]
-    if equation is None or equation.operation not in _GUARDS:
+    if equation is None:
         return None
-    guard, place, line = _GUARDS[equation.operation]
+    guard, place, line = _GUARDS.get(equation.operation, (_finite, 0, "jnp.where(mask, x, -1e30), not -jnp.inf"))
     source = user_source(equation.source)
     # One line of the user's may stand in every layer.
     alike = [e for e in equations if e.operation == equation.operation and user_source(e.source) == source]

@@ -14,7 +14,9 @@ import numpy as np
 import jaxgrad
 from jaxgrad._checks import message
 from jaxgrad.diagnosis import _findings, _nonfinite, _spectra
+from jaxgrad.diagnosis._empty import with_empty_example
 from jaxgrad.diagnosis._facts import Facts
+from jaxgrad.diagnosis._findings import Decision
 from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._probe import NUM_STEPS, Probe, probe
 from jaxgrad.diagnosis._remedies import Case, try_remedies
@@ -149,6 +151,12 @@ def explain(
             tell("a few steps of training")
             probed = _probe_rate(study, inputs, layers, optimizer, level)
         decision = _findings.decide(facts, None if probed is None else probed.ruling)
+        if whole and decision.verdict == "healthy":
+            tell("an example of zeros")
+            emptied = _try_empty(study, inputs, optimizer, facts)
+            if emptied is not None:
+                inputs, nonfinite, singular, decision = emptied
+                facts = facts._replace(nonfinite=nonfinite)
         remedies: tuple[Remedy, ...] = ()
         if level != "quick" and decision.verdict != "healthy":
             tell("trying remedies")
@@ -177,6 +185,26 @@ def explain(
         ),
         blame=_contributions(sources) if whole and sources is not None else (),
     )
+
+
+def _try_empty(
+    study: Study, inputs: list[Any], optimizer: Any, facts: Facts
+) -> tuple[list[Any], NonFinite, Site, Decision] | None:
+    """Look for a NaN that an example of zeros would bring; return the inputs that hold one, and what it comes to."""
+    emptied = with_empty_example(study.network, inputs)
+    if emptied is None:
+        return None
+    measured, _, _ = study.measure(emptied, optimizer)
+    nonfinite, singular = _locate(study.network, emptied, measured)
+    if nonfinite is None or singular is None:
+        return None
+    decision = _findings.decide(facts._replace(nonfinite=nonfinite))
+    when = "On this batch every value is finite. With its first example set to zeros, as an empty one would be:"
+    findings = tuple(
+        finding._replace(evidence=f"{when} {finding.evidence}", confidence=0.7) for finding in decision.findings
+    )
+    summary = f"Finite on this batch, but not with an empty example in it. {decision.summary}"
+    return emptied, nonfinite, singular, decision._replace(findings=findings, summary=summary)
 
 
 def _contributions(sources: Sequence[Mapping[Source, float]]) -> tuple[Contribution, ...]:

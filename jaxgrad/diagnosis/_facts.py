@@ -80,6 +80,9 @@ class LossFacts(NamedTuple):
         ``"normalization"`` where a normalization after the last layer takes it.
       swapped: Relative change of the loss where every example gets its neighbour's target; ``nan`` where the outputs
         do not differ.
+      out_of_reach: Share of the targets that no output of the network comes near, whatever its last layer gives; 0
+        where labels are classes.
+      reach: The lowest and the highest output there is.
     """
 
     confident: float
@@ -88,6 +91,8 @@ class LossFacts(NamedTuple):
     mixing: float
     flat: str = "none"
     swapped: float = math.nan
+    out_of_reach: float = 0.0
+    reach: tuple[float, float] = (-math.inf, math.inf)
 
 
 class Facts(NamedTuple):

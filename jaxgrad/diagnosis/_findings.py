@@ -30,6 +30,12 @@ TARGET_SCALE = 1.5
 """log10 of the targets' over the outputs' root mean square, to either side."""
 TARGETS = 1.0
 """log10 of the targets' own root mean square, to the same side: layers are drawn for 1."""
+SATURATED = 0.75
+"""Share of entries on the flat ends of their nonlinearity, at the median layer."""
+OUT_OF_REACH = 0.1
+"""Share of the targets that the network's output cannot come near."""
+OVERFLOW = 6.0
+"""log10 by which activations grow over several blocks before they leave the range, for growth to be to blame."""
 UPDATE_RATIO = 0.3
 """Norm of the first update over the parameter's, at the median layer."""
 OUTPUT_SCALE = 1.0
@@ -42,6 +48,9 @@ CONFIDENT = 0.5
 """Gradient that a confident mistake sends back, over that of an undecided output: at least 1 where a loss is convex."""
 STUCK = 0.05
 """The same at the outputs a network has, where it is stuck."""
+
+_UNBOUNDED = 1e3  # how far apart the ends of an output lie that only one side bounds
+_LARGE_VARIANCE = 4.0  # times 1/fan-in: nothing that saturates asks for as much
 
 
 class Decision(NamedTuple):
@@ -89,9 +98,18 @@ def decide(facts: Facts, *others: Ruling | None) -> Decision:
     _, total = _extreme(facts.chains)
     chain, inner = _extreme([body(chain) for chain in facts.chains])
     if facts.nonfinite is not None:
-        return Decision(*_nonfinite(facts.nonfinite), total, inner)
+        return Decision(*_nonfinite(facts, facts.nonfinite), total, inner)
     scales = [_target_scale, _input_scale] if facts.log10_target_scale > 0 else [_input_scale, _target_scale]
-    rules: list[Callable[[Facts], Ruling | None]] = [*scales, _flat, _alike, _dead, _trends, _outputs]
+    rules: list[Callable[[Facts], Ruling | None]] = [
+        *scales,
+        _reach,
+        _flat,
+        _alike,
+        _dead,
+        _trends,
+        _outputs,
+        _saturated,
+    ]
     rulings = [*(rule(facts) for rule in rules), *others, _loss(facts), _spread(facts)]
     found = [ruling for ruling in rulings if ruling is not None]
     if not found:
@@ -137,7 +155,7 @@ def _healthy_summary(facts: Facts, chain: Sequence[BlockFacts], total: float) ->
     return f"Over {count(chain)} the backward signal keeps its size: it changes by a factor of {10**total:.2g} in all."
 
 
-def _nonfinite(origin: NonFinite) -> Ruling:
+def _nonfinite(facts: Facts, origin: NonFinite) -> Ruling:
     when = "the loss" if origin.phase == "forward" else "the gradient"
     step = f" at step {origin.step}" if origin.step is not None else ""
     if origin.phase == "input":
@@ -150,7 +168,57 @@ def _nonfinite(origin: NonFinite) -> Ruling:
             f"{'result' if origin.phase == 'forward' else 'derivative'} is not{step}. It stands at {origin.source}"
             f"{f', in or after layer {origin.layer}' if origin.layer else ''}."
         )
-    return Ruling("nonfinite", summary, (Finding("nonfinite", origin.layer, "nonfinite-op", evidence, 0.99),))
+    operation = Finding("nonfinite", origin.layer, "nonfinite-op", evidence, 0.99)
+    grown = _overflow(facts) if origin.phase == "forward" else None
+    if grown is None:
+        return Ruling("nonfinite", summary, (operation,))
+    return Ruling("nonfinite", f"{summary[:-1]}, to which the activations grew block by block.", (grown, operation))
+
+
+def _overflow(facts: Facts) -> Finding | None:
+    """Look for activations that grow from block to block until they leave the range: no single operation's fault."""
+    chain = max(facts.chains, key=len, default=())
+    sizes = [block.statistics.output_rms for block in chain]
+    finite = next((place for place, size in enumerate(sizes) if not math.isfinite(size)), len(sizes))
+    if finite in {0, len(sizes)} or not chain[0].statistics.input_rms > 0 < sizes[finite - 1]:
+        return None
+    growth = [
+        math.log10(block.statistics.output_rms / block.statistics.input_rms)
+        for block in chain[:finite]
+        if block.statistics.input_rms > 0 < block.statistics.output_rms
+    ]
+    if sum(growth) < OVERFLOW or sum(step > 0.5 for step in growth) < 2:
+        return None
+    last = chain[finite - 1]
+    kind = last.statistics.kind
+    cause = "recurrence" if kind == "time" else "residual-scale" if last.skip else "initialization"
+    evidence = (
+        f"Over {count(chain[:finite])} activations grow {factor(sum(growth))}, to a root mean square of "
+        f"{sizes[finite - 1]:.3g} behind {last.statistics.name}, and the next {'step' if kind == 'time' else 'block'} "
+        f"leaves the range of the type."
+    )
+    layer = last.statistics.layers[0] if last.statistics.layers else None
+    return Finding("exploding", layer, cause, evidence, 0.9)
+
+
+def _reach(facts: Facts) -> Ruling | None:
+    """Look for targets that the network cannot put out."""
+    loss = facts.loss
+    if loss is None or not loss.out_of_reach > OUT_OF_REACH:
+        return None
+    low, high = loss.reach
+    one_sided = high - low > _UNBOUNDED
+    bounds = f"between {low:.3g} and {high:.3g}"
+    if one_sided:
+        bounds = f"above {low:.3g}" if low > -_UNBOUNDED else f"below {high:.3g}"
+    evidence = (
+        f"Whatever the last layer gives, the network's output lies {bounds}, and {loss.out_of_reach:.0%} of the "
+        f"targets lie outside: to come near them it has to go where what follows the last layer is flat."
+    )
+    summary = f"{loss.out_of_reach:.0%} of the targets are out of reach of the network's output, which lies {bounds}."
+    verdict, cause = ("dead", "dead-relu") if one_sided else ("vanishing", "target-scale")
+    layer = facts.layers[-1].name if facts.layers else None
+    return Ruling(verdict, summary, (Finding(verdict, layer, cause, evidence, 0.85),))
 
 
 def _dead(facts: Facts) -> Ruling | None:
@@ -174,6 +242,33 @@ def _dead(facts: Facts) -> Ruling | None:
         + ", so what lies before cannot learn."
     )
     return Ruling("dead", summary, findings)
+
+
+def _saturated(facts: Facts) -> Ruling | None:
+    """Look for weights so large that most entries lie where their nonlinearity is flat, though a few carry a lot."""
+    known = {layer.name: layer for chain in facts.chains for block in chain for layer in block.layers}
+    inside = {
+        name for chain in facts.chains for b in chain if b.statistics.kind == "depth" for name in b.statistics.layers
+    }
+    found = sorted(
+        (layer.saturated_fraction, layer.name)
+        for layer in facts.layers
+        if layer.saturated_fraction is not None and layer.name in inside
+    )
+    if not found or found[len(found) // 2][0] < SATURATED:
+        return None
+    (share, name), (median, _) = found[-1], found[len(found) // 2]
+    layer = known[name]
+    cause = "initialization" if layer.weight_variance > _LARGE_VARIANCE else "saturating-activation"
+    evidence = (
+        f"Behind {name}, {share:.0%} of the entries lie on the flat ends of {layer.activation}, and at least "
+        f"{median:.0%} behind half of such layers: few units learn from any one example. Its weights "
+        f"have variance {layer.weight_variance:.3g}/fan-in."
+    )
+    summary = (
+        f"Saturated: {share:.0%} of what follows {name} lies where {layer.activation} is flat, and does not learn."
+    )
+    return Ruling("ill-conditioned", summary, (Finding("ill-conditioned", name, cause, evidence, 0.8),))
 
 
 def _trends(facts: Facts) -> Ruling | None:
@@ -363,7 +458,9 @@ def _spread(facts: Facts) -> Ruling | None:
         f"Over {len(longest)} blocks the largest singular value of the network's Jacobian is {ratio} the median one, "
         f"though the mean gain is {factor(total)}."
     )
-    cause = "missing-residual" if not any(block.skip for block in longest) else "initialization"
+    plain = not any(block.skip for block in longest)
+    batchwise = facts.mixes_examples and 2 * sum(block.normalization for block in longest) > len(longest)
+    cause = "normalization" if batchwise and plain else "missing-residual" if plain else "initialization"
     finding = Finding("ill-conditioned", longest[0].statistics.layers[0], cause, evidence, 0.7)
     summary = f"Ill-conditioned: the mean gradient is fine, but some directions pass {ratio} better than most."
     return Ruling("ill-conditioned", summary, (finding,))

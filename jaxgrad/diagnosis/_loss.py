@@ -17,6 +17,8 @@ from jaxgrad.tracing import Network
 from jaxgrad.tracing._interpret import Equation, Site, evaluate, replay
 
 _CONFIDENT = 10.0  # how far a logit is moved: odds of e^10
+_FAR = 1e4  # how far the last layer's output is thrown to see where the network's ends
+_NEAR = 0.1  # of the targets' standard deviation, by which they may lie outside
 
 
 def labels_of(network: Network, inputs: Sequence[Any]) -> tuple[int, int, bool] | None:
@@ -73,6 +75,22 @@ def _tail(network: Network, number: int) -> list[Equation]:
     return found
 
 
+def prediction(network: Network, labels: int) -> int | None:
+    """Return the value that the loss compares with the targets; ``None`` where it takes several."""
+    site = output_site(network)
+    if site is None:
+        return None
+    tail = _tail(network, site[0])
+    made = {site[0]} | {output for equation in tail for output in equation.outputs}
+    told = {labels}
+    for equation in network.program.equations:
+        if not told.isdisjoint(equation.operands):
+            told.update(equation.outputs)
+    met = [equation.operands for equation in tail if not told.isdisjoint(equation.operands)]
+    given = {atom for operands in met for atom in operands if atom in made and atom not in told}
+    return given.pop() if len(given) == 1 else None
+
+
 def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[list[Any]], tuple[Any, ...]]:
     r"""Return the compiled function behind :class:`LossFacts`.
 
@@ -93,6 +111,7 @@ def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[l
     made = {output for equation in tail for output in equation.outputs}
     read = {(atom,) for equation in tail for atom in equation.operands if atom not in made}
     result = network.program.outputs[0]
+    compared = prediction(network, labels)
 
     @jax.jit
     def slopes(inputs: list[Any]) -> tuple[Any, ...]:
@@ -129,14 +148,23 @@ def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[l
         differ = jnp.mean(jnp.std(wide, axis=example_axis)) > 0.02 * jnp.mean(jnp.abs(wide))
         differ &= jnp.mean((rolled[labels] != inputs[labels]).astype(jnp.float32)) > 0.05
         change = jnp.where(differ, change.astype(jnp.float32), jnp.nan)
-        return *known, mixing, norm(here).astype(jnp.float32), elsewhere.astype(jnp.float32), value, change
+        reach = jnp.asarray([-jnp.inf, jnp.inf], jnp.float32)
+        if compared is not None and compared != site[0]:
+            ends = [replay(tail, {site[0]: given + far * noise}, values)[compared] for far in (_FAR, -_FAR)]
+            reach = jnp.stack([jnp.min(jnp.stack(ends)), jnp.max(jnp.stack(ends))]).astype(jnp.float32)
+        targets = inputs[labels].astype(jnp.float32)
+        near = _NEAR * jnp.std(targets)
+        outside = jnp.mean(((targets < reach[0] - near) | (targets > reach[1] + near)).astype(jnp.float32))
+        felt = norm(here).astype(jnp.float32), elsewhere.astype(jnp.float32)
+        return *known, mixing, *felt, value, change, outside, *reach
 
     return slopes
 
 
 def loss_facts(network: Network, classes: bool, run: Callable[[list[Any]], Any], inputs: list[Any]) -> LossFacts:
     """Return the facts as plain numbers."""
-    confident, here, relative, mixing, slope, elsewhere, value, change = map(float, jax.device_get(run(inputs)))
+    numbers = map(float, jax.device_get(run(inputs)))
+    confident, here, relative, mixing, slope, elsewhere, value, change, outside, low, high = numbers
     site = output_site(network)
     tail = [] if site is None else _tail(network, site[0])
     moving = moving_values(network.program, tail, [] if site is None else [site[0]])
@@ -146,4 +174,4 @@ def loss_facts(network: Network, classes: bool, run: Callable[[list[Any]], Any],
         flat = "normalization" if "normalization" in kinds else "here" if elsewhere > 0 else "everywhere"
     if not classes:
         confident = here = relative = math.nan
-    return LossFacts(confident, here, relative, mixing, flat, change)
+    return LossFacts(confident, here, relative, mixing, flat, change, 0.0 if classes else outside, (low, high))

@@ -204,6 +204,7 @@ def _fitting(case: Case) -> Iterator[Trial]:
     """Yield the changes that fit what was found, the smallest first."""
     causes = [finding.cause for finding in case.decision.findings]
     network, verdict = case.study.network, case.decision.verdict
+    yield from _outputs(case)
     if "target-scale" in causes:
         words = "standardize the targets: `y = (y - y.mean(0)) / y.std(0)`"
         yield Trial("standardize-targets", words, 0, _changes.standardize_targets)
@@ -233,11 +234,29 @@ def _fitting(case: Case) -> Iterator[Trial]:
             lambda s: s._replace(network=s.network.substitute(branch_scale=scale)),
             "scale-branch",
         )
+    if "normalization" in causes and _changes.reset_scales(Setup(network, case.inputs)) is not None:
+        words = "begin with the scales of the normalizations at 1: `scale_init=nn.initializers.ones`"
+        yield Trial("reset-scale", words, 1, lambda s: _changes.reset_scales(s) or s)
     yield from _weights(case, known)
     yield from _activations(case, known, recurrent=recurrent)
     if recurrent:
         return
     yield from _architectures(case, count)
+
+
+def _outputs(case: Case) -> Iterator[Trial]:
+    """Yield the network without what follows its last layer, where that keeps it from its targets or from learning."""
+    loss = case.facts.loss
+    if loss is None or not (loss.out_of_reach > _findings.OUT_OF_REACH or loss.flat == "normalization"):
+        return
+    if _changes.open_output(case.study.network, case.inputs) is None:
+        return
+
+    def apply(setup: Setup) -> Setup:
+        return setup._replace(network=_changes.open_output(setup.network, setup.inputs) or setup.network)
+
+    words = "let the last layer's output be the network's: `return x`, without what follows it"
+    yield Trial("open-output", words, 2, apply, "open output")
 
 
 def _rates(case: Case) -> Iterator[Trial]:
@@ -258,7 +277,21 @@ def _rates(case: Case) -> Iterator[Trial]:
 
 
 def _losses(case: Case) -> Iterator[Trial]:
-    """Yield the cross-entropy of logits that fits the labels."""
+    """Yield the loss of each output and its own target, or the cross-entropy of logits that fits the labels."""
+    loss = case.facts.loss
+    if loss is not None and loss.swapped < _findings.UNMOVED:
+        paired = _changes.paired_error(case.study.network, case.inputs)
+        if paired is not None:
+            words = (
+                "compare each output with its own target: `jnp.mean((outputs.reshape(targets.shape) - targets) ** 2)`"
+            )
+
+            def pair(setup: Setup) -> Setup:
+                network = _changes.paired_error(setup.network, setup.inputs) or setup.network
+                return setup._replace(network=network, rescaled=True)
+
+            yield Trial("swap-loss", words, 1, pair, "paired error")
+        return
     found = _changes.logits_and_labels(case.study.network, case.inputs)
     if found is None:
         return

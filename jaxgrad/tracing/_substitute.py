@@ -219,6 +219,21 @@ def replace_loss(network: Network, inputs: Sequence[int], function: Callable[...
     return _rebuilt(network, _replace(program, {(loss,): new}), network.activations)
 
 
+def pass_on(network: Network, source: int, target: int) -> Network:
+    """Return the network with one of its values standing in the place of another of the same shape and type."""
+    (equation,) = [e for e in network.program.equations if target in e.outputs]
+    new = equation._replace(
+        operation="substituted",
+        inputs=(source,),
+        outputs=(target,),
+        apply=lambda value: [value],
+        params={"name": "identity"},
+        scope=None,
+        loop=None,
+    )
+    return _rebuilt(network, _replace(network.program, {(target,): new}), network.activations)
+
+
 def guard_operation(network: Network, site: Site, guard: Callable[[Any], Any], place: int) -> Network:
     """Return the network with one operand of one operation passed through ``guard`` first."""
     holder = network.holder(site)
