@@ -112,6 +112,7 @@ _ENTRIES = {name: Activation(name, *row, _CRITICAL.get(name)) for name, row in _
 TABLE: Mapping[str, Activation] = MappingProxyType(
     _ENTRIES | {alias: _ENTRIES[name] for alias, name in _ALIASES.items()}
 )
+"""The activations by name."""
 
 
 def get(activation: str | Callable[..., Any]) -> Activation:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad.activations._table import TABLE
+from jaxgrad.diagnosis._carried import carrying_loops
 from jaxgrad.diagnosis._facts import LayerFacts
 from jaxgrad.diagnosis._loss import arguments_read_by_layers, labels_of, prediction
 from jaxgrad.diagnosis._measure import entering_layers, main_owner
@@ -230,6 +231,18 @@ def drop_every_second(network: Network) -> Network:
     return _substitute.drop_blocks(network, _substitute.droppable_blocks(network)[1::2])
 
 
+def hold_states(network: Network, gains: Sequence[float]) -> Network:
+    """Return the network with the states of loops without layers scaled so that a change of them lasts.
+
+    Args:
+      network: The network.
+      gains: log10 of what each loop multiplies such a change by.
+    """
+    for equation, gain in zip(carrying_loops(network), gains, strict=True):
+        network = _substitute.scale_state(network, equation.outputs[0], 10 ** (-gain / equation.params["length"]))
+    return network
+
+
 def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int, str] | None:
     """Return the last layer's output with its bias, the labels, and the cross-entropy that fits them.
 
@@ -265,8 +278,8 @@ def _biased_output(network: Network) -> int | None:
     program = network.program
     output = site.equation.outputs[0]
     for equation in program.equations:
-        biased = equation.operation == "add" and output in equation.operands
-        if biased and any(program.kinds[atom].owners for atom in equation.operands):
+        biased = equation.operation == "add" and any(program.kinds[atom].owners for atom in equation.operands)
+        if output in equation.operands and (biased or equation.operation == "transpose"):
             output = equation.outputs[0]
     return output
 
@@ -277,8 +290,8 @@ def open_output(network: Network, inputs: Sequence[Any]) -> Network | None:
     compared = None if labels is None else prediction(network, labels[0])
     if output is None or compared is None or compared == output:
         return None
-    avals = network.program.avals
-    same = avals[output].shape == avals[compared].shape and avals[output].dtype == avals[compared].dtype
+    given, taken = network.program.avals[output], network.program.avals[compared]
+    same = [n for n in given.shape if n > 1] == [n for n in taken.shape if n > 1] and given.dtype == taken.dtype
     return _substitute.pass_on(network, output, compared) if same else None
 
 
@@ -316,7 +329,7 @@ def cross_entropy(network: Network, output: int, labels: int, form: str) -> Netw
 
 def _finite(x: Any) -> Any:
     """Return the operand with infinities as large numbers, of which a difference is 0 and a softmax uniform."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
         return x
     largest = min(1e30, float(jnp.finfo(x.dtype).max) / 4)
     return jnp.clip(x, jnp.asarray(-largest, x.dtype), jnp.asarray(largest, x.dtype))
@@ -324,7 +337,7 @@ def _finite(x: Any) -> Any:
 
 _FLOOR = 1e-6
 _CEILING = 80.0
-_GUARDS: dict[str, tuple[Callable[[Any], Any], int, str]] = {
+_GUARDS: dict[str, tuple[Callable[[Any], Any], int | None, str]] = {
     "log": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR, x.dtype)), 0, "jnp.log(jnp.maximum(x, 1e-6))"),
     "log1p": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR - 1, x.dtype)), 0, "jnp.log1p(jnp.maximum(x, 1e-6 - 1))"),
     "sqrt": (lambda x: jnp.maximum(x, jnp.asarray(_FLOOR, x.dtype)), 0, "jnp.sqrt(jnp.maximum(x, 1e-6))"),
@@ -341,11 +354,11 @@ def guarded(network: Network, site: Site) -> tuple[Network, str] | None:
     (equation,) = [e for e in equations if site[-1] in e.outputs] or [None]
     if equation is None:
         return None
-    guard, place, line = _GUARDS.get(equation.operation, (_finite, 0, "jnp.where(mask, x, -1e30), not -jnp.inf"))
+    guard, place, line = _GUARDS.get(equation.operation, (_finite, None, "jnp.where(mask, x, -1e30), not -jnp.inf"))
     source = user_source(equation.source)
     # One line of the user's may stand in every layer.
     alike = [e for e in equations if e.operation == equation.operation and user_source(e.source) == source]
     for other in alike:
-        if not isinstance(other.inputs[place], Constant):
+        if place is None or not isinstance(other.inputs[place], Constant):
             network = _substitute.guard_operation(network, (*site[:-1], other.outputs[0]), guard, place)
     return network, line

@@ -145,6 +145,7 @@ def explain(
             predictions=predictions,
             loss=study.loss_facts(inputs) if nonfinite is None else None,
             clip=study.clipping(inputs, optimizer) if whole and optimizer is not None else 1.0,
+            carried=study.carried(inputs) if nonfinite is None else (),
         )
         probed = None
         if nonfinite is None and optimizer is not None:

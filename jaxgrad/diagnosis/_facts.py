@@ -95,6 +95,20 @@ class LossFacts(NamedTuple):
     reach: tuple[float, float] = (-math.inf, math.inf)
 
 
+class CarriedFacts(NamedTuple):
+    """What a loop without layers does to the state that it carries.
+
+    Attributes:
+      source: Where it stands in the user's code.
+      num_steps: How many steps it takes.
+      log10_gain: log10 of what a small random change of the state before is multiplied by.
+    """
+
+    source: str
+    num_steps: int
+    log10_gain: float
+
+
 class Facts(NamedTuple):
     """All that the rules decide by.
 
@@ -110,6 +124,7 @@ class Facts(NamedTuple):
       loss: How the loss answers to the output; ``None`` where labels are no classes.
       clip: By how much the optimizer cuts the gradient down at the first step; 1 where it does not.
       nonfinite: Where the first value that is not finite is made.
+      carried: What loops without layers do to their states.
     """
 
     chains: tuple[tuple[BlockFacts, ...], ...]
@@ -123,3 +138,4 @@ class Facts(NamedTuple):
     loss: LossFacts | None
     clip: float
     nonfinite: NonFinite | None
+    carried: tuple[CarriedFacts, ...] = ()

@@ -106,6 +106,7 @@ def decide(facts: Facts, *others: Ruling | None) -> Decision:
         _flat,
         _alike,
         _dead,
+        _carried,
         _trends,
         _outputs,
         _saturated,
@@ -207,6 +208,8 @@ def _reach(facts: Facts) -> Ruling | None:
     if loss is None or not loss.out_of_reach > OUT_OF_REACH:
         return None
     low, high = loss.reach
+    if not high > low:
+        return None  # an output that never changes is flat, and ruled on as such
     one_sided = high - low > _UNBOUNDED
     bounds = f"between {low:.3g} and {high:.3g}"
     if one_sided:
@@ -242,6 +245,22 @@ def _dead(facts: Facts) -> Ruling | None:
         + ", so what lies before cannot learn."
     )
     return Ruling("dead", summary, findings)
+
+
+def _carried(facts: Facts) -> Ruling | None:
+    """Look for a state that a loop without layers forgets, or blows up; the same bounds hold as for a recurrence."""
+    worst = max(facts.carried, key=lambda loop: abs(loop.log10_gain), default=None)
+    if worst is None or not (worst.log10_gain <= -EFFECT_IN_TIME or worst.log10_gain >= EFFECT + 1):
+        return None
+    verdict, verb = ("vanishing", "shrinks") if worst.log10_gain < 0 else ("exploding", "grows")
+    size = factor(abs(worst.log10_gain))
+    evidence = (
+        f"A small change of the state that the loop at {worst.source} carries {verb} {size} over its "
+        f"{worst.num_steps} steps, {factor(abs(worst.log10_gain) / worst.num_steps)} a step."
+    )
+    told = "what came early is gone in the end" if worst.log10_gain < 0 else "what came first drowns the rest"
+    summary = f"The state carried at {worst.source} {verb} {size} over {worst.num_steps} steps: {told}."
+    return Ruling(verdict, summary, (Finding(verdict, None, "recurrence", evidence, 0.8),))
 
 
 def _saturated(facts: Facts) -> Ruling | None:

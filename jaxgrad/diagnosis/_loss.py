@@ -18,6 +18,7 @@ from jaxgrad.tracing._interpret import Equation, Site, evaluate, replay
 
 _CONFIDENT = 10.0  # how far a logit is moved: odds of e^10
 _FAR = 1e4  # how far the last layer's output is thrown to see where the network's ends
+_DIFFERENT = 0.02  # of their size, by which outputs differ from example to example
 _NEAR = 0.1  # of the targets' standard deviation, by which they may lie outside
 
 
@@ -145,7 +146,10 @@ def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[l
         swapped = evaluate(network.program, rolled)[0][0]
         change = jnp.abs(swapped - value) / jnp.where(value != 0, jnp.abs(value), 1)
         wide = given.astype(jnp.float32)
-        differ = jnp.mean(jnp.std(wide, axis=example_axis)) > 0.02 * jnp.mean(jnp.abs(wide))
+        differ = jnp.mean(jnp.std(wide, axis=example_axis)) > _DIFFERENT * jnp.mean(jnp.abs(wide))
+        if compared is not None:
+            shown = replay(tail, {site[0]: given}, values).get(compared, given).astype(jnp.float32)
+            differ &= jnp.std(shown) > _DIFFERENT * jnp.mean(jnp.abs(shown))
         differ &= jnp.mean((rolled[labels] != inputs[labels]).astype(jnp.float32)) > 0.05
         change = jnp.where(differ, change.astype(jnp.float32), jnp.nan)
         reach = jnp.asarray([-jnp.inf, jnp.inf], jnp.float32)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import Constant, Site, evaluate
+from jaxgrad.tracing._interpret import Constant, Equation, Site, evaluate
+from jaxgrad.tracing._layers import is_selection
 
 
 class Origin(NamedTuple):
@@ -50,7 +51,7 @@ def find_nonfinite(network: Network, inputs: Sequence[Any]) -> Origin | None:
     @jax.jit
     def flags(inputs: Sequence[Any]) -> dict[Site, Any]:
         _, kept = evaluate(program, inputs, captures=forward)
-        return {site: _bad_steps(value, len(site) - 1) for site, value in kept.items()}
+        return {site: _worst(value, len(site) - 1) for site, value in kept.items()}
 
     found = _first_forward(program, jax.device_get(flags(inputs)))
     return found if found is not None else _first_backward(network, inputs, forward)
@@ -72,37 +73,49 @@ def _flagged(program: Any, loops: Site = ()) -> set[Site]:
     return sites
 
 
-def _bad_steps(value: Any, loops: int) -> Any:
-    """Return whether a value is not finite, for each step of the outermost loop."""
+def _worst(value: Any, loops: int) -> Any:
+    """Return 2 where a value holds a NaN, 1 where it holds an infinity, else 0, for each step of the outermost loop."""
     axes = tuple(range(min(loops, 1), jnp.ndim(value)))
-    return jnp.any(~jnp.isfinite(value), axis=axes)
+    return jnp.max(jnp.where(jnp.isnan(value), 2, jnp.where(jnp.isfinite(value), 0, 1)), axis=axes, initial=0)
 
 
-def _first_forward(program: Any, flags: Mapping[Site, Any], loops: Site = ()) -> Origin | None:
+def _first_forward(program: Any, flags: Mapping[Site, Any]) -> Origin | None:
+    masks: set[int] = set()
     for equation in program.equations:
         if equation.loop is not None:
             number = equation.outputs[0]
             inside = {site: flag for site, flag in flags.items() if len(site) > 1 and site[0] == number}
             bad = np.any([np.asarray(flag) for flag in inside.values()], axis=0) if inside else np.zeros(1, bool)
-            if np.any(bad):
-                steps = np.flatnonzero(bad)
-                step = int(steps[-1] if equation.loop.reverse else steps[0])
+            for step in np.flatnonzero(bad)[:: -1 if equation.loop.reverse else 1]:
                 at_step = {site[1:]: np.asarray(flag)[step] for site, flag in inside.items()}
                 origin = _first_flat(equation.loop.body, at_step)
                 if origin is not None:
-                    return origin._replace(site=(number, *origin.site), step=step)
-        if any(np.any(flags.get((output,), False)) for output in equation.outputs):
+                    return origin._replace(site=(number, *origin.site), step=int(step))
+        if _begins(equation, flags, masks):
             return Origin("forward", (equation.outputs[0],), equation.operation, equation.source, None)
     return None
 
 
 def _first_flat(program: Any, flags: Mapping[Site, Any]) -> Origin | None:
     """Return the first equation of a loop's body flagged at a step; what stands in inner loops counts as theirs."""
+    masks: set[int] = set()
     for equation in program.equations:
-        hit = any(np.any(flags.get((output,), False)) for output in equation.outputs)
-        if hit or any(site[0] == equation.outputs[0] and np.any(flag) for site, flag in flags.items() if len(site) > 1):
+        inside = any(site[0] == equation.outputs[0] and np.any(flag) for site, flag in flags.items() if len(site) > 1)
+        if inside or _begins(equation, flags, masks):
             return Origin("forward", (equation.outputs[0],), equation.operation, equation.source, None)
     return None
+
+
+def _begins(equation: Equation, flags: Mapping[Site, Any], masks: set[int]) -> bool:
+    """Return whether an equation makes the first value that is not finite.
+
+    An infinity that was chosen, as for a mask of attention, is none; what comes of it is, once it is a NaN.
+    """
+    worst = max((int(np.max(flags.get((output,), 0))) for output in equation.outputs), default=0)
+    if worst == 1 and (is_selection(equation) or not masks.isdisjoint(equation.operands)):
+        masks.update(equation.outputs)
+        return False
+    return worst > 0
 
 
 def _first_backward(network: Network, inputs: Sequence[Any], sites: set[Site]) -> Origin | None:

@@ -14,6 +14,7 @@ from jaxgrad.diagnosis import _changes, _findings, _probe, _wording
 from jaxgrad.diagnosis._changes import Setup, Trial, critical_variances, together
 from jaxgrad.diagnosis._facts import Facts, LayerFacts
 from jaxgrad.diagnosis._findings import Decision
+from jaxgrad.diagnosis._nonfinite import find_nonfinite
 from jaxgrad.diagnosis._report import Remedy
 from jaxgrad.diagnosis._statistics import constant_loss, facts_of, layer_statistics, leaves_range
 from jaxgrad.diagnosis._structure import has_skip
@@ -22,10 +23,12 @@ from jaxgrad.diagnosis._wording import Framework, listed
 from jaxgrad.spectra._examples import Layout
 from jaxgrad.tracing import _substitute
 from jaxgrad.tracing._interpret import Site
+from jaxgrad.tracing._layers import user_source
 
 _MARGIN = 1.0  # log10 by which a remedy must leave the gain inside the healthy range
 _MOST_PAIRS = 3
 _MOST_CONFIRMED = 3
+_MOST_GUARDS = 3
 _LEARNING_RATE = 1e-3  # for a confirmation without the user's own optimizer
 _SETTINGS = frozenset({"learning-rate", "target-scale", "input-scale", "loss"})
 
@@ -154,6 +157,7 @@ def _reassess(case: Case, change: Trial, setup: Setup) -> Decision:
         layer_statistics(network, measured),
         sources=sources,
         loss=None if case.facts.loss is None else study.loss_facts(inputs),
+        carried=study.carried(inputs) if case.facts.carried else (),
     )
     probed = None
     if case.ruling is not None and case.optimizer is not None:
@@ -221,6 +225,20 @@ def _fitting(case: Case) -> Iterator[Trial]:
         yield from _guards(case)
     known = {layer.name: layer for chain in case.facts.chains for block in chain for layer in block.layers}
     recurrent = any(chain and chain[0].statistics.kind == "time" for chain in case.facts.chains)
+    if case.facts.carried and all(math.isfinite(loop.log10_gain) for loop in case.facts.carried):
+        gains = [loop.log10_gain for loop in case.facts.carried]
+        steps = [10 ** (-loop.log10_gain / loop.num_steps) for loop in case.facts.carried]
+        words = (
+            f"multiply the state by {' or '.join(f'{step:.3g}' for step in steps)} before each step, or begin with "
+            f"rates of decay nearer to 1: `state = {steps[0]:.3g} * state`"
+        )
+        yield Trial(
+            "hold-state",
+            words,
+            1,
+            lambda s: s._replace(network=_changes.hold_states(s.network, gains)),
+            "hold",
+        )
     if "recurrence" in causes:
         yield from _recurrences(case, known)
     count = sum(has_skip(network, span) for span in network.spans)
@@ -313,17 +331,29 @@ def _guards(case: Case) -> Iterator[Trial]:
     """Yield the operation that makes the first NaN or infinity, kept away from where it is singular."""
     if case.singular is None or case.facts.nonfinite is None or case.facts.nonfinite.phase == "input":
         return
-    found = _changes.guarded(case.study.network, case.singular)
-    if found is not None:
-        _, line = found
-        singular = case.singular
+    network, singular, guards = case.study.network, case.singular, []
+    places = [f"{case.facts.nonfinite.operation} at {case.facts.nonfinite.source}"]
+    while len(guards) < _MOST_GUARDS:
+        found = _changes.guarded(network, singular)
+        if found is None:
+            break
+        network, line = found
+        guards.append((singular, f"keep {places[-1]} off its singularity: `{line}`"))
+        origin = find_nonfinite(network, case.inputs)  # what was infinite before may have hidden another one
+        if origin is None or origin.phase == "input" or any(origin.site == site for site, _ in guards):
+            break
+        singular = origin.site
+        places.append(f"{origin.operation} at {user_source(origin.source)}")
+    if guards:
 
         def apply(setup: Setup) -> Setup:
-            again = _changes.guarded(setup.network, singular)
-            return setup if again is None else setup._replace(network=again[0])
+            for site, _ in guards:
+                again = _changes.guarded(setup.network, site)
+                setup = setup if again is None else setup._replace(network=again[0])
+            return setup
 
-        words = f"keep {case.facts.nonfinite.operation} at {case.facts.nonfinite.source} off its singularity: `{line}`"
-        yield Trial("guard-operation", words, 0, apply, f"guard {singular}")
+        name = " ".join(f"guard {site}" for site, _ in guards)
+        yield Trial("guard-operation", "; and ".join(words for _, words in guards), 0, apply, name)
     standardize = "x = jaxgrad.normalization.standardize(jaxgrad.normalization.standardize_fit(x), x)"
     yield Trial("standardize-inputs", f"standardize the inputs: `{standardize}`", 0, _changes.standardize_inputs)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad.diagnosis import _measure
-from jaxgrad.diagnosis._facts import BlockFacts, EntryFacts, Facts, LayerFacts, LossFacts
+from jaxgrad.diagnosis._facts import BlockFacts, CarriedFacts, EntryFacts, Facts, LayerFacts, LossFacts
 from jaxgrad.diagnosis._loss import output_site
 from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._report import BlockStatistics, Histogram, LayerStatistics, NonFinite, Source, Spectrum
@@ -152,6 +152,7 @@ def facts_of(
     predictions: Sequence[BlockPrediction] = (),
     loss: LossFacts | None = None,
     clip: float = 1.0,
+    carried: tuple[CarriedFacts, ...] = (),
 ) -> Facts:
     """Collect what the rules decide by."""
     signals = {cut: _at(measured.signal, cut) for cut in network.cuts}
@@ -200,6 +201,7 @@ def facts_of(
         loss=loss,
         clip=clip,
         nonfinite=nonfinite,
+        carried=carried,
     )
 
 

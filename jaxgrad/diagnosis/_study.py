@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgrad.diagnosis import _blame, _loss, _measure, _optimizer
-from jaxgrad.diagnosis._facts import LossFacts
+from jaxgrad.diagnosis import _blame, _carried, _loss, _measure, _optimizer
+from jaxgrad.diagnosis._facts import CarriedFacts, LossFacts
 from jaxgrad.diagnosis._measure import Measurement
 from jaxgrad.diagnosis._report import Source
 from jaxgrad.diagnosis._statistics import TINY, output_signal
@@ -88,6 +88,13 @@ class Study:
         labels, axis, classes = found
         run = self.once(("loss", labels, axis), lambda: _loss.loss_slopes(self.network, labels, axis))
         return _loss.loss_facts(self.network, classes, run, inputs)
+
+    def carried(self, inputs: list[Any]) -> tuple[CarriedFacts, ...]:
+        """Return what loops without layers do to the states they carry."""
+        if not _carried.carrying_loops(self.network):
+            return ()
+        run = self.once("carried", lambda: _carried.carried_gains(self.network))
+        return _carried.carried_facts(self.network, run, inputs)
 
     def layout(self, params: Any, args: tuple[Any, ...]) -> Layout:
         """Return where the examples lie."""

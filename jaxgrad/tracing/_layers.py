@@ -257,9 +257,13 @@ def activations(program: Program, path: frozenset[Site], loops: Site = ()) -> It
 
 def _shapes(equation: Equation, made: set[int]) -> bool:
     """Return whether an operation bends its operand, rather than masks it: a mask does not depend on what it masks."""
-    selects = equation.operation == "select_n" or equation.params.get("name") == "_where"
     predicate = equation.inputs[0]
-    return bends(equation) and (not selects or (isinstance(predicate, int) and predicate in made))
+    return bends(equation) and (not is_selection(equation) or (isinstance(predicate, int) and predicate in made))
+
+
+def is_selection(equation: Equation) -> bool:
+    """Return whether an operation takes each entry from one of its operands, by a predicate."""
+    return equation.operation == "select_n" or equation.params.get("name") == "_where"
 
 
 def _has_units(program: Program, number: int) -> bool:

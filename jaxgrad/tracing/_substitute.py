@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core as jex
 
 from jaxgrad.tracing._interpret import Equation, Loop, Program, Site, run_loop
 from jaxgrad.tracing._layers import Activation
@@ -199,6 +200,38 @@ def _shifted(apply: Callable[..., Any], inputs: tuple[Any, ...], shift: float) -
     return shifted
 
 
+def scale_state(network: Network, number: int, factor: float) -> Network:
+    """Return the network with what a loop without layers carries multiplied by ``factor`` before each step.
+
+    Args:
+      network: The network.
+      number: The loop's first result.
+      factor: What real states are multiplied by.
+    """
+    (equation,) = [e for e in network.program.equations if number in e.outputs[:1]]
+    params = equation.params
+    step, first, carried = jex.jaxpr_as_fun(params["jaxpr"]), params["num_consts"], params["num_carry"]
+
+    def scaled(value: Any) -> Any:
+        return value * jnp.asarray(factor, value.dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+    def apply(*operands: Any) -> list[Any]:
+        consts, state, slices = operands[:first], operands[first : first + carried], operands[first + carried :]
+
+        def body(state: Any, now: Any) -> Any:
+            results = step(*consts, *map(scaled, state), *now)
+            return list(results[:carried]), list(results[carried:])
+
+        state, stacked = jax.lax.scan(
+            body, list(state), list(slices), length=params["length"], reverse=params["reverse"]
+        )
+        return [*state, *stacked]
+
+    return _rebuilt(
+        network, _replace(network.program, {(number,): equation._replace(apply=apply)}), network.activations
+    )
+
+
 def replace_loss(network: Network, inputs: Sequence[int], function: Callable[..., Any]) -> Network:
     """Return the network with its loss computed from some of its values by another function."""
     program = network.program
@@ -220,13 +253,14 @@ def replace_loss(network: Network, inputs: Sequence[int], function: Callable[...
 
 
 def pass_on(network: Network, source: int, target: int) -> Network:
-    """Return the network with one of its values standing in the place of another of the same shape and type."""
+    """Return the network with one of its values standing in the place of another of the same size and type."""
+    shape = network.program.avals[target].shape
     (equation,) = [e for e in network.program.equations if target in e.outputs]
     new = equation._replace(
         operation="substituted",
         inputs=(source,),
         outputs=(target,),
-        apply=lambda value: [value],
+        apply=lambda value: [value.reshape(shape)],
         params={"name": "identity"},
         scope=None,
         loop=None,
@@ -234,13 +268,13 @@ def pass_on(network: Network, source: int, target: int) -> Network:
     return _rebuilt(network, _replace(network.program, {(target,): new}), network.activations)
 
 
-def guard_operation(network: Network, site: Site, guard: Callable[[Any], Any], place: int) -> Network:
-    """Return the network with one operand of one operation passed through ``guard`` first."""
+def guard_operation(network: Network, site: Site, guard: Callable[[Any], Any], place: int | None) -> Network:
+    """Return the network with one operand of one operation, or all of them, passed through ``guard`` first."""
     holder = network.holder(site)
     (equation,) = [e for e in holder.equations if site[-1] in e.outputs]
 
     def apply(*operands: Any) -> Any:
-        return equation.apply(*(guard(o) if i == place else o for i, o in enumerate(operands)))
+        return equation.apply(*(guard(o) if place in {None, i} else o for i, o in enumerate(operands)))
 
     return _rebuilt(network, _replace(network.program, {site: equation._replace(apply=apply)}), network.activations)
 
