@@ -101,12 +101,12 @@ def decide(facts: Facts, *others: Ruling | None) -> Decision:
         return Decision(*_nonfinite(facts, facts.nonfinite), total, inner)
     scales = [_target_scale, _input_scale] if facts.log10_target_scale > 0 else [_input_scale, _target_scale]
     rules: list[Callable[[Facts], Ruling | None]] = [
+        _carried,
         *scales,
         _reach,
         _flat,
         _alike,
         _dead,
-        _carried,
         _trends,
         _outputs,
         _saturated,

@@ -7,10 +7,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import jaxgrad
+from jaxgrad.diagnosis._changes import Setup, reset_scales
 from jaxgrad.diagnosis._loss import labels_of, loss_facts, loss_slopes
 from jaxgrad.diagnosis._optimizer import clipping, training
 from jaxgrad.diagnosis._remedies import _is_better
@@ -72,6 +74,98 @@ def test_squared_error_of_probabilities_is_swapped_for_a_cross_entropy():
     assert report.findings[0].cause == "loss"
     assert (report.remedies[0].kind, report.remedies[0].verified) == ("swap-loss", True)
     assert "softmax_cross_entropy_with_integer_labels" in report.remedies[0].change
+
+
+def test_bound_on_the_output_is_taken_away_where_targets_lie_beyond():
+    def loss_fn(params, x, y):
+        return jnp.mean(jnp.square(jax.nn.sigmoid(jnp.tanh(x @ params[0]) @ params[1]) - y))
+
+    report = explained(loss_fn, weights(WIDTH, WIDTH, WIDTH), X, 3.0 + Y, optimizer=optax.adam(0.1), confirm_steps=50)
+    assert (report.verdict, report.findings[0].cause) == ("vanishing", "target-scale")
+    assert report.remedies[0].kind == "open-output"
+    assert report.remedies[0].confirmed
+    assert explained(loss_fn, weights(WIDTH, WIDTH, WIDTH), X, (1 + Y) / 2).verdict == "healthy"
+
+
+def test_outputs_compared_with_all_targets_are_paired():
+    def loss_fn(params, x, y):
+        return jnp.mean(jnp.square((jnp.tanh(x @ params[0]) @ params[1]) - y[None, :]))
+
+    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, Y[:, 0], confirm_steps=25)
+    assert report.findings[0].cause == "loss"
+    assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("swap-loss", True)
+
+
+def linear_recurrence(params, x, y):
+    def step(state, now):
+        return jnp.exp(-params["rate"]) * state + now, None
+
+    state, _ = jax.lax.scan(step, jnp.zeros_like(x[0]), x)
+    return jnp.mean(jnp.square(jnp.tanh(state @ params["hidden"]) @ params["head"] - y))
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.5, "vanishing"), (-0.2, "exploding"), (0.01, "healthy")])
+def test_state_of_a_loop_without_layers_is_held(rate, verdict):
+    first, second = weights(WIDTH, WIDTH, WIDTH)
+    params = {"rate": jnp.full(WIDTH, rate), "hidden": first, "head": second}
+    x = 0.1 * jax.random.normal(KEYS[1], (60, BATCH, WIDTH))
+    report = explained(linear_recurrence, params, x, Y)
+    assert report.verdict == verdict
+    if verdict != "healthy":
+        assert report.findings[0].cause == "recurrence"
+        held = next(remedy for remedy in report.remedies if remedy.kind == "hold-state")
+        assert f"state = {math.exp(rate):.2f}"[:-1] in held.change
+
+
+def test_scales_of_normalizations_far_from_one_are_reset():
+    def loss_fn(params, x):
+        h = (x @ params["weight"]) * params["scale"] * params["gain"] + params["bias"]
+        return jnp.mean(jnp.square(h))
+
+    params = {"weight": weights(WIDTH, WIDTH)[0], "scale": jnp.zeros(WIDTH), "gain": jnp.full(WIDTH, 2.0)}
+    params["bias"] = jnp.zeros(WIDTH)
+    network = jaxgrad.trace(loss_fn, params, X)
+    reset = reset_scales(Setup(network, network.inputs(params, (X,))))
+    bias, gain, scale, weight = reset.inputs[:4]
+    np.testing.assert_array_equal(scale, 1.0)
+    np.testing.assert_array_equal(bias, 0.0)  # begins at 0, as it should
+    np.testing.assert_array_equal(gain, 2.0)
+    np.testing.assert_array_equal(weight, params["weight"])
+    assert reset_scales(reset) is None
+
+
+def attention(params, x, y, lengths):
+    scores = (x @ params[0]) @ jnp.swapaxes(x, 1, 2) / WIDTH**0.5
+    inside = jnp.arange(x.shape[1])[None, None, :] < lengths[:, None, None]
+    mixed = jax.nn.softmax(jnp.where(inside, scores, -jnp.inf), axis=-1) @ x
+    return jnp.mean(jnp.square(jnp.mean(mixed, axis=1) @ params[1] - y))
+
+
+def test_example_of_zeros_shows_a_nan_that_another_batch_would_bring():
+    x = jax.random.normal(KEYS[1], (BATCH, 5, WIDTH)) * (jnp.arange(5) < 3)[None, :, None]
+    lengths = jnp.full(BATCH, 3, jnp.int32)
+    params = weights(WIDTH, WIDTH, WIDTH)
+    report = explained(attention, params, x, Y, lengths, confirm_steps=10)
+    assert (report.verdict, report.findings[0].cause) == ("nonfinite", "nonfinite-op")
+    assert "empty example" in report.summary
+    assert math.isfinite(report.loss)
+    assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("guard-operation", True)
+
+    def guarded(params, x, y, lengths):
+        return attention(params, x, y, jnp.maximum(lengths, 1))
+
+    assert explained(guarded, params, x, Y, lengths).verdict == "healthy"
+
+
+def test_operations_that_fail_one_behind_the_other_are_guarded_together():
+    def loss_fn(params, x, labels):
+        powers = jnp.exp(100.0 * (jax.nn.relu(x @ params[0]) @ params[1]))
+        return -jnp.mean(jnp.log(powers / powers.sum(-1, keepdims=True))[jnp.arange(BATCH), labels])
+
+    report = explained(loss_fn, weights(WIDTH, WIDTH, CLASSES, variance=2.0), X, LABELS)
+    assert report.verdict == "nonfinite"
+    assert report.remedies[0].kind == "guard-operation"
+    assert report.remedies[0].change.count("keep ") == 2
 
 
 def test_singular_operation_is_guarded():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
-from jaxgrad.diagnosis._facts import BlockFacts, EntryFacts, Facts, LayerFacts, LossFacts
+from jaxgrad.diagnosis._facts import BlockFacts, CarriedFacts, EntryFacts, Facts, LayerFacts, LossFacts
 from jaxgrad.diagnosis._findings import decide, p_value
 from jaxgrad.diagnosis._probe import probe, still_wrong
+from jaxgrad.diagnosis._report import NonFinite
 from tests.diagnosis.report_parts import block as statistics_of
 from tests.diagnosis.report_parts import layer as layer_of
 
@@ -139,11 +141,66 @@ def test_clipping_that_hides_an_explosion_comes_first():
         ({"loss": FINE_LOSS._replace(mixing=0.02)}, "ill-conditioned", "loss"),
         ({"loss": FINE_LOSS._replace(relative=150.0)}, "exploding", "initialization"),
         ({"log10_spread": 8.0}, "ill-conditioned", "missing-residual"),
+        ({"loss": FINE_LOSS._replace(out_of_reach=0.4, reach=(0.0, 1.0))}, "vanishing", "target-scale"),
+        ({"loss": FINE_LOSS._replace(out_of_reach=0.4, reach=(0.0, 3e4))}, "dead", "dead-relu"),
+        ({"carried": (CarriedFacts("f.py:3", 70, -11.0),)}, "vanishing", "recurrence"),
+        ({"carried": (CarriedFacts("f.py:3", 70, 4.0),)}, "exploding", "recurrence"),
     ],
 )
 def test_faults_that_leave_the_signal_alone(changes, verdict, cause):
     decision = decide(facts(*chain(0.0, 6), **changes))
     assert (decision.verdict, causes(decision)) == (verdict, [cause])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": FINE_LOSS._replace(out_of_reach=0.05, reach=(0.0, 1.0))},
+        {"loss": FINE_LOSS._replace(out_of_reach=1.0, reach=(0.0, 0.0))},  # an output that never changes is flat
+        {"carried": (CarriedFacts("f.py:3", 70, -4.0),)},  # a short memory is no fault
+        {"carried": (CarriedFacts("f.py:3", 70, 2.0),)},
+    ],
+)
+def test_what_is_no_fault(changes):
+    assert decide(facts(*chain(0.0, 6), **changes)).verdict == "healthy"
+
+
+def test_saturation_at_half_the_layers_is_blamed_on_large_weights():
+    def decision(share, variance):
+        blocks = [
+            block(0.0, i, layers=(layer(f"layer{i}", activation="tanh", weight_variance=variance),)) for i in range(5)
+        ]
+        layers = tuple(layer_of(f"layer{i}", i, saturated_fraction=share) for i in range(5))
+        return decide(facts(*blocks, layers=layers))
+
+    assert (decision(0.9, 50.0).verdict, causes(decision(0.9, 50.0))) == ("ill-conditioned", ["initialization"])
+    assert causes(decision(0.9, 2.0)) == ["saturating-activation"]
+    assert decision(0.6, 50.0).verdict == "healthy"
+
+
+def test_normalization_over_the_batch_answers_for_a_spread_that_no_skip_could_mend():
+    spread = {"log10_spread": 8.0, "mixes_examples": True}
+    assert causes(decide(facts(*[b._replace(normalization=True) for b in chain(0.0, 6)], **spread))) == [
+        "normalization"
+    ]
+    assert causes(decide(facts(*chain(0.0, 6), **spread))) == ["missing-residual"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "kind", "cause"),
+    [(True, "depth", "residual-scale"), (False, "depth", "initialization"), (False, "time", "recurrence")],
+)
+def test_growth_to_overflow_comes_before_the_operation_that_overflows(skip, kind, cause):
+    sizes = [1.0, 1e5, 1e15, 1e30, math.nan, math.nan]
+    growing = [
+        block(0.0, i, skip=skip, kind=kind, input_rms=before, output_rms=after)
+        for i, (before, after) in enumerate(itertools.pairwise(sizes))
+    ]
+    origin = NonFinite("forward", "dot_general", "f.py:3", "layer3", None)
+    decision = decide(facts(*growing, nonfinite=origin))
+    assert (decision.verdict, causes(decision)) == ("nonfinite", [cause, "nonfinite-op"])
+    sudden = [block(0.0, i, input_rms=1.0, output_rms=1.0 if i < 3 else math.nan) for i in range(5)]
+    assert causes(decide(facts(*sudden, nonfinite=origin))) == ["nonfinite-op"]
 
 
 def test_outputs_that_are_off_do_not_blame_targets_of_size_one():

@@ -139,6 +139,19 @@ def test_a_custom_activation_is_read_as_a_function():
     np.testing.assert_allclose(first.elements[1].function(points), custom(points), atol=1e-5)
 
 
+def test_an_activation_of_a_coarse_type_is_known_by_name():
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (layers(2), normal(106, 16, WIDTH)))
+    for function, name in ((jax.nn.silu, "silu"), (jax.nn.gelu, "gelu"), (jax.nn.relu6, "relu6")):
+        (first, _) = predict(jaxgrad.trace(mlp(function), params, x), params, x)
+        assert first.elements[1].function == name
+
+
+def test_equal_activations_are_one_function():
+    params, x = layers(4), normal(107, 16, WIDTH)
+    blocks = predict(jaxgrad.trace(mlp(lambda x: x * jax.nn.sigmoid(1.3 * x)), params, x), params, x)
+    assert len({id(block.elements[1].function) for block in blocks[:-1]}) == 1
+
+
 # flax and equinox ----------------------------------------------------------------------------------------------------
 
 

@@ -108,3 +108,29 @@ def test_gradients_pass_through_a_counterfactual(network):
     expected = jax.grad(lambda weights: forward([weights[0], *weights[2:]], X))(WEIGHTS)
     for one, other in zip(gradient, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_state_scaled_before_each_step_is_that_of_a_loop_written_so():
+    def loss_fn(params, x, factor=1.0):
+        def step(state, now):
+            state = factor * state
+            return params["keep"] * state + now, state
+
+        state, states = jax.lax.scan(step, jnp.zeros(WIDTH), x, reverse=True)
+        return jnp.mean(jnp.square(state @ params["weight"])) + jnp.mean(states)
+
+    params, x = {"keep": jnp.linspace(0.2, 0.9, WIDTH), "weight": WEIGHTS[0]}, jnp.tile(X, (5, 1))
+    network = jaxgrad.trace(loss_fn, params, x)
+    (loop,) = [equation for equation in network.program.equations if equation.operation == "scan"]
+    changed = _substitute.scale_state(network, loop.outputs[0], 1.3)
+    np.testing.assert_allclose(changed(params, x), loss_fn(params, x, 1.3), rtol=1e-5)
+
+
+def test_value_passed_on_takes_the_place_of_another_of_its_size():
+    network = jaxgrad.trace(lambda weight, x: jnp.sum(jnp.tanh(x @ weight).reshape(-1) ** 2), WEIGHTS[0], X)
+    product, bent = (
+        next(e.outputs[0] for e in network.program.equations if e.operation == name)
+        for name in ("dot_general", "reshape")
+    )
+    changed = _substitute.pass_on(network, product, bent)
+    np.testing.assert_allclose(changed(WEIGHTS[0], X), jnp.sum((X @ WEIGHTS[0]) ** 2), rtol=1e-5)

@@ -208,3 +208,17 @@ def test_a_layer_in_a_recurrence_is_named_once(x64: None) -> None:
             x for x, layer in zip(captured.layer_inputs, network.layers, strict=True) if x.ndim > len(layer.input_shape)
         ]
         assert {len(x) for x in inside} == {model.num_steps}
+
+
+def test_variance_clamped_in_a_normalization_is_no_activation():
+    def loss_fn(params, x):
+        for weight in params:
+            centred = x - x.mean(-1, keepdims=True)
+            variance = jnp.maximum(jnp.mean(jnp.square(centred), -1, keepdims=True), 0.0)
+            x = jnp.tanh((centred * jax.lax.rsqrt(variance + 1e-5)) @ weight)
+        return jnp.mean(jnp.square(x))
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [jax.random.normal(key, (8, 8)) for key in keys]
+    network = jaxgrad.trace(loss_fn, params, jnp.ones((4, 5, 8)) * jnp.arange(8.0))
+    assert {activation.name for activation in network.activations} == {"tanh"}
