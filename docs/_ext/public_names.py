@@ -1,11 +1,15 @@
-"""References in the reference: types by the names users import them under, and nothing made up."""
+"""References in the reference: names as users import them, and nothing made up."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 
 
 def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement) -> nodes.Node | None:
@@ -24,7 +28,18 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: n
     return None if "refexplicit" in node else contnode
 
 
+def _document_constant(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Take the text of a constant from the private module that defines it; autodoc would describe its type."""
+    if what == "data":
+        family, _, last = name.rpartition(".")
+        homes = [module for module in sys.modules if module.startswith(f"{family}._")]
+        found = (ModuleAnalyzer.for_module(home).find_attr_docs().get(("", last)) for home in homes)
+        lines[:] = next((text for text in found if text), [])
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Ask here before a reference counts as missing."""
+    """Ask here before a reference counts as missing, and for what constants are."""
+    app.setup_extension("sphinx.ext.autodoc")
+    app.connect("autodoc-process-docstring", _document_constant)
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
