@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from evaluate import explain
-from programs import Case, Program, load
+from programs import HALVES, Case, Program, load
 
 
 def variants(program: Program) -> Iterator[tuple[str, Case]]:
@@ -73,7 +73,7 @@ def verdict(case: Case) -> str:
 def main() -> None:
     """Explain, and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--half", choices=["first", "second"], help="which half; both by default")
+    parser.add_argument("--half", choices=HALVES, help="which part of the suite; all by default")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th program, beginning with the i-th")
     options = parser.parse_args()
     index, count = map(int, options.part.split("/"))

@@ -171,7 +171,29 @@ def _push_block(
     starts, ends = ([site[0] for site in cut.sites] for cut in (span.start, span.end))
     known = flat | replay(equations, {start: flat[start] for start in starts}, flat)
     gains, begin = push_back(network, network.program, (), equations, known, starts, ends, cotangents)
+    if _leaks(network, span):
+        usable = _is_usable(_norm(operands.end))
+        gains["other"] = gains.get("other", jnp.zeros(())) + _joining(operands.begin, begin, usable)
     return gains, begin, _norm(begin)
+
+
+def _leaks(network: Network, span: Span) -> bool:
+    """Return whether something inside a block reaches the loss past its end, as the divergence of a code does."""
+    inside = set(span.equations)
+    ends = {site[0] for site in span.end.sites}
+    made = {output for place in inside for output in network.program.equations[place].outputs} - ends
+    made &= {site[0] for site in network.path if len(site) == 1}
+    return any(
+        place not in inside and not made.isdisjoint(equation.operands)
+        for place, equation in enumerate(network.program.equations)
+    )
+
+
+def _joining(signal: Sequence[Any], begin: Sequence[Any], usable: Any) -> Any:
+    """Return log10 of what the loss sends in past the end of a block adds to what came back through it."""
+    followed, arrived = _norm(signal), _norm(begin)
+    joined = usable & _is_usable(followed) & (arrived > 0)
+    return jnp.log10(jnp.where(joined, followed / jnp.where(joined, arrived, 1), 1))
 
 
 def _push_steps(
@@ -202,10 +224,8 @@ def _push_steps(
         cotangents = _followed(end_signal, behind)
         gains, begin = push_back(network, body, (number,), body.equations, known, starts, ends, cotangents)
         # What the loss sends in at this very step joins what came back through it.
-        followed, arrived = _norm(begin_signal), _norm(begin)
-        joined = _is_usable(_norm(end_signal)) & _is_usable(followed) & (arrived > 0)
-        safe = jnp.where(joined, followed / jnp.where(joined, arrived, 1), 1)
-        gains["other"] = gains.get("other", jnp.zeros_like(safe)) + jnp.log10(safe)
+        joining = _joining(begin_signal, begin, _is_usable(_norm(end_signal)))
+        gains["other"] = gains.get("other", jnp.zeros_like(joining)) + joining
         return begin, gains
 
     begin, stacked = jax.lax.scan(step, tuple(cotangents), (steps, at_start, at_end), reverse=True)

@@ -31,14 +31,14 @@ class Setup(NamedTuple):
     Attributes:
       network: The network.
       inputs: The program's inputs.
-      rate: What every update is multiplied by.
+      rate: What every update is multiplied by, one number or one a step.
       clip: A global norm that gradients are clipped to first; ``None``: none.
       rescaled: Whether its loss has another unit than the user's.
     """
 
     network: Network
     inputs: list[Any]
-    rate: float = 1.0
+    rate: float | tuple[float, ...] = 1.0
     clip: float | None = None
     rescaled: bool = False
 
@@ -261,6 +261,8 @@ def logits_and_labels(network: Network, inputs: Sequence[Any]) -> tuple[int, int
         if integers and aval.shape in (shape[:-1], shape[1:]) and math.prod(shape) > math.prod(aval.shape):
             return output, position, "softmax-integers"
         values = inputs[position]
+        if math.prod(aval.shape) == math.prod(shape) and bool(jnp.all(jnp.abs(values) == 1)):
+            return output, position, "signs"
         if not bool(jnp.all((values == 0) | (values == 1))):
             continue
         if aval.shape == shape and shape[-1] > 1 and bool(jnp.all(jnp.sum(values, axis=-1) == 1)):
@@ -322,6 +324,8 @@ def cross_entropy(network: Network, output: int, labels: int, form: str) -> Netw
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(wide, targets))
         if form == "softmax":
             return jnp.mean(optax.softmax_cross_entropy(wide, targets.astype(wide.dtype)))
+        if form == "signs":
+            targets = (targets + 1) / 2
         return jnp.mean(optax.sigmoid_binary_cross_entropy(wide, targets.reshape(wide.shape).astype(wide.dtype)))
 
     return _substitute.replace_loss(network, (output, labels), loss)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxgrad
@@ -18,7 +19,7 @@ from jaxgrad.diagnosis._empty import with_empty_example
 from jaxgrad.diagnosis._facts import Facts
 from jaxgrad.diagnosis._findings import Decision
 from jaxgrad.diagnosis._measure import Measurement
-from jaxgrad.diagnosis._probe import NUM_STEPS, Probe, probe
+from jaxgrad.diagnosis._probe import NUM_FADING, NUM_STEPS, Probe, probe
 from jaxgrad.diagnosis._remedies import Case, try_remedies
 from jaxgrad.diagnosis._report import (
     Contribution,
@@ -225,7 +226,14 @@ def _probe_rate(
     if level == "quick":
         large = _findings.large_update(layers)
         return None if large is None else Probe(True, large)
-    return probe(lambda rate: study.train(inputs, optimizer, NUM_STEPS, rate), layers)
+    leaves = {owner.leaf for site in study.network.sites for owner in site.owners}
+    rounding = max((float(jnp.finfo(inputs[leaf].dtype).eps) for leaf in leaves), default=0.0)
+    return probe(
+        lambda rate: study.train(inputs, optimizer, NUM_STEPS, rate),
+        layers,
+        rounding,
+        lambda: study.fading(inputs, optimizer, NUM_FADING),
+    )
 
 
 def _check_options(level: Any, optimizer: Any, confirm_steps: Any, key: Any) -> None:

@@ -83,6 +83,7 @@ class LossFacts(NamedTuple):
       out_of_reach: Share of the targets that no output of the network comes near, whatever its last layer gives; 0
         where labels are classes.
       reach: The lowest and the highest output there is.
+      bottomless: Whether the loss computes with labels that are whole numbers, and falls without bound as outputs grow.
     """
 
     confident: float
@@ -93,6 +94,7 @@ class LossFacts(NamedTuple):
     swapped: float = math.nan
     out_of_reach: float = 0.0
     reach: tuple[float, float] = (-math.inf, math.inf)
+    bottomless: bool = False
 
 
 class CarriedFacts(NamedTuple):
@@ -120,7 +122,8 @@ class Facts(NamedTuple):
       entries: What enters the network.
       log10_targets: log10 of the targets' root mean square; ``nan`` without float targets.
       log10_target_scale: log10 of the targets' over the outputs' root mean square; ``nan`` without float targets.
-      log10_spread: log10 of the largest over the median singular value of the most spread chain; ``nan`` if unknown.
+      log10_spread: log10 of the largest singular value over the upper quartile of the most spread chain; ``nan`` if
+        unknown.
       loss: How the loss answers to the output; ``None`` where labels are no classes.
       clip: By how much the optimizer cuts the gradient down at the first step; 1 where it does not.
       nonfinite: Where the first value that is not finite is made.

@@ -18,8 +18,8 @@ SIGNIFICANT = 1e-3
 """Probability that a network at criticality strays as far, below which it is not one."""
 DEAD = 0.8
 """Share of a layer's units that never react above which the layer is dead."""
-ILL_CONDITIONED = 5.0
-"""log10 of the largest over the median singular value of the whole chain."""
+ILL_CONDITIONED = 3.3
+"""log10 of the largest singular value of the whole chain over the upper quartile."""
 FEATURE_SPREAD = 2.0
 """log10 of the ratio of the largest to the median feature scale at the network's input."""
 FEATURE_OFFSET = 1.0
@@ -455,6 +455,13 @@ def _loss(facts: Facts) -> Ruling | None:
         )
         summary = "The loss mixes the examples of a batch: normalize over the classes, the last axis of the logits."
         return Ruling("ill-conditioned", summary, (Finding("ill-conditioned", None, "loss", evidence, 0.8),))
+    if loss.bottomless:
+        evidence = (
+            "The labels are whole numbers, the loss computes with them rather than looks up what they name, and as "
+            "outputs grow it falls without bound: a cross-entropy of one output takes 0 and 1 alone."
+        )
+        summary = "The loss has no minimum for these labels: give each class a 0 or a 1, or an output of its own."
+        return Ruling("exploding", summary, (Finding("exploding", None, "loss", evidence, 0.85),))
     if not loss.confident < CONFIDENT:
         return None
     stuck = loss.here < STUCK and loss.relative >= 0.9
@@ -474,14 +481,16 @@ def _spread(facts: Facts) -> Ruling | None:
     total = running_gain(longest)
     ratio = factor(facts.log10_spread)
     evidence = (
-        f"Over {len(longest)} blocks the largest singular value of the network's Jacobian is {ratio} the median one, "
-        f"though the mean gain is {factor(total)}."
+        f"Over {len(longest)} blocks the largest singular value of the network's Jacobian is {ratio} the upper "
+        f"quartile, though the mean gain is {factor(total)}."
     )
     plain = not any(block.skip for block in longest)
     batchwise = facts.mixes_examples and 2 * sum(block.normalization for block in longest) > len(longest)
     cause = "normalization" if batchwise and plain else "missing-residual" if plain else "initialization"
     finding = Finding("ill-conditioned", longest[0].statistics.layers[0], cause, evidence, 0.7)
-    summary = f"Ill-conditioned: the mean gradient is fine, but some directions pass {ratio} better than most."
+    summary = (
+        f"Ill-conditioned: the mean gradient is fine, but one direction passes {ratio} better than three in four do."
+    )
     return Ruling("ill-conditioned", summary, (finding,))
 
 

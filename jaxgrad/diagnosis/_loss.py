@@ -18,6 +18,7 @@ from jaxgrad.tracing._interpret import Equation, Site, evaluate, replay
 
 _CONFIDENT = 10.0  # how far a logit is moved: odds of e^10
 _FAR = 1e4  # how far the last layer's output is thrown to see where the network's ends
+_DEEP = 100.0  # times its own size, to which a loss falls below zero where nothing holds it
 _DIFFERENT = 0.02  # of their size, by which outputs differ from example to example
 _NEAR = 0.1  # of the targets' standard deviation, by which they may lie outside
 
@@ -131,9 +132,10 @@ def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[l
         elsewhere = norm(jax.grad(loss)(given + noise * (1 + jnp.max(jnp.abs(given)))))
         base = norm(slope)
         safe = jnp.where(base > 0, base, 1)
-        positive = (base > 0) & (undecided > 0)
-        ratios = norm(jax.grad(loss)(wrong)) / safe, norm(here) / safe, value / jnp.where(undecided > 0, undecided, 1)
-        known = [jnp.where(positive, ratio.astype(jnp.float32), jnp.nan) for ratio in ratios]
+        slopes = [norm(jax.grad(loss)(wrong)) / safe, norm(here) / safe]
+        relative = value / jnp.where(undecided > 0, undecided, 1)
+        known = [jnp.where(base > 0, ratio.astype(jnp.float32), jnp.nan) for ratio in slopes]
+        known.append(jnp.where((base > 0) & (undecided > 0), relative.astype(jnp.float32), jnp.nan))
         # Move one example's output, and see whether that moves the gradients of others.
         first = [slice(None)] * given.ndim
         first[example_axis] = slice(0, 1)
@@ -159,16 +161,19 @@ def loss_slopes(network: Network, labels: int, example_axis: int) -> Callable[[l
         targets = inputs[labels].astype(jnp.float32)
         near = _NEAR * jnp.std(targets)
         outside = jnp.mean(((targets < reach[0] - near) | (targets > reach[1] + near)).astype(jnp.float32))
+        lowest = loss(-(_FAR / _CONFIDENT) * wrong).astype(jnp.float32) / (1 + jnp.abs(value.astype(jnp.float32)))
         felt = norm(here).astype(jnp.float32), elsewhere.astype(jnp.float32)
-        return *known, mixing, *felt, value, change, outside, *reach
+        return *known, mixing, *felt, value, change, outside, *reach, lowest
 
     return slopes
 
 
-def loss_facts(network: Network, classes: bool, run: Callable[[list[Any]], Any], inputs: list[Any]) -> LossFacts:
+def loss_facts(
+    network: Network, labels: int, classes: bool, run: Callable[[list[Any]], Any], inputs: list[Any]
+) -> LossFacts:
     """Return the facts as plain numbers."""
     numbers = map(float, jax.device_get(run(inputs)))
-    confident, here, relative, mixing, slope, elsewhere, value, change, outside, low, high = numbers
+    confident, here, relative, mixing, slope, elsewhere, value, change, outside, low, high, lowest = numbers
     site = output_site(network)
     tail = [] if site is None else _tail(network, site[0])
     moving = moving_values(network.program, tail, [] if site is None else [site[0]])
@@ -178,4 +183,36 @@ def loss_facts(network: Network, classes: bool, run: Callable[[list[Any]], Any],
         flat = "normalization" if "normalization" in kinds else "here" if elsewhere > 0 else "everywhere"
     if not classes:
         confident = here = relative = math.nan
-    return LossFacts(confident, here, relative, mixing, flat, change, 0.0 if classes else outside, (low, high))
+    bottomless = lowest < -_DEEP and enters_arithmetic(network, labels) and _alone_and_whole(network, inputs, labels)
+    outside = 0.0 if classes else outside
+    return LossFacts(confident, here, relative, mixing, flat, change, outside, (low, high), bottomless)
+
+
+def _alone_and_whole(network: Network, inputs: Sequence[Any], labels: int) -> bool:
+    """Return whether labels are whole numbers, and the loss takes no weights (such as advantages) beside them."""
+    values = np.asarray(inputs[labels], np.float32)
+    others = set(range(network.num_parameters, len(network.signature.avals))) - arguments_read_by_layers(network)
+    avals = [network.signature.avals[position] for position in others - {labels}]
+    weighted = any(aval.shape and jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals)
+    return bool(np.all(values == np.round(values))) and not weighted
+
+
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "neg", "max", "min"})
+_SHAPING = frozenset({"convert_element_type", "reshape", "broadcast_in_dim", "squeeze", "transpose", "copy"})
+
+
+def enters_arithmetic(network: Network, labels: int) -> bool:
+    """Return whether the loss computes with the labels themselves, rather than looks up or compares what they name."""
+    site = output_site(network)
+    if site is None:
+        return False
+    told, given = {labels}, {site[0]}
+    for equation in network.program.equations:
+        of_labels, of_output = (not known.isdisjoint(equation.operands) for known in (told, given))
+        if of_labels and of_output and equation.operation in _ARITHMETIC:
+            return True
+        if of_output:
+            given.update(equation.outputs)
+        elif of_labels and equation.operation in _ARITHMETIC | _SHAPING:
+            told.update(equation.outputs)
+    return False

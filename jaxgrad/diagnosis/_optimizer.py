@@ -106,6 +106,26 @@ def _like(state: Any, structure: Any) -> list[Any]:
     return [node for node in jax.tree.leaves(state, is_leaf=fits) if fits(node)]
 
 
+def fading(network: Network, optimizer: Any, num_steps: int) -> Callable[[list[Any]], Any]:
+    """Return the compiled function that gives the sizes of updates for the same gradient, as shares of the largest."""
+    tree = ParameterTree(network)
+
+    @jax.jit
+    def measure(inputs: list[Any]) -> Any:
+        held = tree.build({leaf: inputs[leaf] for leaf in tree.leaves})
+        gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3) if is_inexact(leaf) else leaf, held)
+
+        def step(state: Any, _: None) -> tuple[Any, Any]:
+            updates, state = optimizer.update(gradients, state, held)
+            return state, jnp.sqrt(_square(updates))
+
+        _, sizes = jax.lax.scan(step, optimizer.init(held), None, length=num_steps)
+        largest = jnp.max(sizes)
+        return jnp.where(largest > 0, sizes / jnp.where(largest > 0, largest, 1), 1)
+
+    return measure
+
+
 def training(network: Network, optimizer: Any, num_steps: int, clip: float | None = None) -> Callable[..., Any]:
     """Return what trains for some steps on the batch given, each step one call of one compiled function.
 
@@ -118,8 +138,8 @@ def training(network: Network, optimizer: Any, num_steps: int, clip: float | Non
       clip: A global norm that the gradient is clipped to first, or ``None``.
 
     Returns:
-      A function of the program's inputs and of what every update is multiplied by, that gives the loss before each
-      step and after the last one.
+      A function of the program's inputs and of what every update is multiplied by, one number or one a step (of which
+      the last holds on), that gives the loss before each step and after the last one.
     """
     import optax
 
@@ -139,8 +159,10 @@ def training(network: Network, optimizer: Any, num_steps: int, clip: float | Non
     def run(inputs: list[Any], rate: Any) -> list[Any]:
         parameters = {leaf: inputs[leaf] for leaf in tree.leaves}
         state, losses = begin(parameters), []
-        for _ in range(num_steps + 1):
-            parameters, state, value = step(parameters, state, inputs, rate)
+        rates = np.asarray(rate, np.float32).ravel()
+        for number in range(num_steps + 1):
+            now = rates[min(number, len(rates) - 1)]
+            parameters, state, value = step(parameters, state, inputs, now)
             losses.append(value)
         return jax.device_get(losses)
 

@@ -10,10 +10,12 @@ from jaxgrad.diagnosis._findings import Ruling, large_update
 from jaxgrad.diagnosis._report import Finding, LayerStatistics
 
 NUM_STEPS = 16
+NUM_FADING = 64
+_FADES = 0.01  # of the largest update, to which a schedule falls
 _RISES = 2.0  # factor by which the loss may rise above where it began
-_STANDS = 1e-2  # share of the loss by which it falls while it stands still
+_STANDS = 0.1  # share of the loss by which it falls at most while it stands nearly still
 _FALLS = 0.02  # share by which it falls at another rate for the rate to be to blame
-_SMALL_UPDATE = 1e-4  # of the parameter, at the median layer
+_SMALL_UPDATE = 2e-4  # of the parameter, at the median layer
 _HIGHER = (100.0, 10_000.0)
 _LOWER = (0.1, 0.01)
 
@@ -24,18 +26,27 @@ class Probe(NamedTuple):
     Attributes:
       too_high: Whether the learning rate is too high, rather than too low.
       ruling: The ruling.
+      fading: Where the rate decays too soon, the sizes of updates for the same gradient, as shares of the largest.
     """
 
     too_high: bool
     ruling: Ruling
+    fading: tuple[float, ...] = ()
 
 
-def probe(train: Callable[[float], Sequence[float]], layers: Sequence[LayerStatistics]) -> Probe | None:
+def probe(
+    train: Callable[[float], Sequence[float]],
+    layers: Sequence[LayerStatistics],
+    rounding: float = 0.0,
+    fade: Callable[[], Sequence[float]] = tuple,
+) -> Probe | None:
     """Look at the loss over a few steps, and at other rates where it does not fall.
 
     Args:
       train: Gives the losses at the user's learning rate times a factor.
       layers: The layers, with the sizes of their first updates.
+      rounding: Relative precision of the parameters: smaller updates are lost.
+      fade: Gives the sizes of updates for the same gradient over some steps, as shares of the largest.
 
     Returns:
       What is wrong with the learning rate, or ``None``.
@@ -47,15 +58,18 @@ def probe(train: Callable[[float], Sequence[float]], layers: Sequence[LayerStati
             if not _runs_away(other) and other[-1] < other[0]:
                 return Probe(True, _too_high(losses, rate, other, layers))
     ratio = _median_update(layers)
-    if ratio is not None and ratio < _SMALL_UPDATE and _share(losses) < _STANDS:
+    if ratio is not None and ratio < max(_SMALL_UPDATE, rounding / 4) and _share(losses) < _STANDS:
         for rate in _HIGHER:
             other = train(rate)
             if not _runs_away(other) and _share(other) > max(_FALLS, 10 * abs(_share(losses))):
                 return Probe(False, _too_low(losses, rate, other, ratio))
     if _ends(losses):
-        return Probe(False, _ended(losses))
+        return Probe(False, _ended(losses), tuple(fade()))
     large = large_update(layers)
-    return None if large is None else Probe(True, large)
+    if large is not None:
+        return Probe(True, large)
+    sizes = tuple(fade())
+    return Probe(False, _faded(sizes[-1]), sizes) if sizes and sizes[-1] < _FADES else None
 
 
 def still_wrong(losses: Sequence[float], before: Probe) -> Ruling | None:
@@ -87,6 +101,15 @@ def _ended(losses: Sequence[float]) -> Ruling:
     )
     summary = "The learning rate is down to nothing after a few steps: lengthen its schedule."
     return Ruling("vanishing", summary, (Finding("vanishing", None, "learning-rate", evidence, 0.8),))
+
+
+def _faded(left: float) -> Ruling:
+    evidence = (
+        f"Given the same gradient again and again, the optimizer's update falls to {left:.1g} of its largest within "
+        f"{NUM_FADING} steps: the learning rate decays by the step where by the epoch may have been meant."
+    )
+    summary = f"The learning rate decays to {left:.1g} of itself within {NUM_FADING} steps: lengthen its schedule."
+    return Ruling("vanishing", summary, (Finding("vanishing", None, "learning-rate", evidence, 0.75),))
 
 
 def _share(losses: Sequence[float]) -> float:

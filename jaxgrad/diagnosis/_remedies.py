@@ -193,11 +193,16 @@ def _confirm(case: Case, tried: list[_Tried], num_steps: int) -> list[_Tried]:
 
 
 def _is_better(before: Sequence[float], after: Sequence[float], units: tuple[float, float]) -> bool:
-    """Return whether training ends lower, each loss in its own unit."""
+    """Return whether training ends lower, each loss in its own unit: its value where every output is the same.
+
+    A loss that is negative there has no unit; what takes its place has to beat such outputs by itself.
+    """
     last = max(1, len(after) // 10)
     ends = [float(np.mean(losses[-last:])) / unit for losses, unit in zip((before, after), units, strict=True)]
     if not math.isfinite(ends[1]):
         return False
+    if (units[0] <= 0 or ends[0] < 0) and units[1] > 0 and units != (1.0, 1.0):
+        return ends[1] < 1
     return not math.isfinite(ends[0]) or ends[1] < ends[0]
 
 
@@ -280,6 +285,10 @@ def _outputs(case: Case) -> Iterator[Trial]:
 def _rates(case: Case) -> Iterator[Trial]:
     """Yield other learning rates."""
     too_high = case.ruling is not None and case.ruling.too_high
+    if case.ruling is not None and case.ruling.fading and min(case.ruling.fading) > 0:
+        rates = tuple(1 / size for size in case.ruling.fading)
+        words = "let the schedule last as long as the training: `optax.cosine_decay_schedule(rate, num_training_steps)`"
+        yield Trial("lengthen-schedule", words, 0, lambda s: s._replace(rate=rates))
     for factor in (0.1, 0.01, 0.001) if too_high else (10.0, 100.0, 1000.0, 10_000.0):
         words = (
             f"divide the learning rate by {1 / factor:.0f}"
@@ -318,8 +327,10 @@ def _losses(case: Case) -> Iterator[Trial]:
         "softmax-integers": "optax.softmax_cross_entropy_with_integer_labels",
         "softmax": "optax.softmax_cross_entropy",
         "sigmoid": "optax.sigmoid_binary_cross_entropy",
+        "signs": "optax.sigmoid_binary_cross_entropy",
     }
-    words = f"take the cross-entropy of the last layer's output itself: `{names[form]}(logits, labels).mean()`"
+    given = "(labels + 1) / 2" if form == "signs" else "labels"
+    words = f"take the cross-entropy of the last layer's output itself: `{names[form]}(logits, {given}).mean()`"
 
     def apply(setup: Setup) -> Setup:
         return setup._replace(network=_changes.cross_entropy(setup.network, output, labels, form), rescaled=True)

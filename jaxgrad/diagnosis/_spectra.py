@@ -53,8 +53,8 @@ def measure_spectra(
       key: For random starting vectors.
 
     Returns:
-      A spectrum for each block or ``None``; log10 of the largest over the median singular value of the most spread
-      chain (``nan`` where unknown); and notes.
+      A spectrum for each block or ``None``; log10 of the largest singular value over the upper quartile of the most
+      spread chain (``nan`` where unknown); and notes.
     """
     network, layout = study.network, study.layout(params, args)
     few, few_args = _few_examples(study, loss_fn, params, args, has_aux, _EXAMPLES[level])
@@ -263,7 +263,7 @@ def _without_narrow_ends(chain: list[int], dense: dict[int, Any]) -> list[int]:
 
 
 def _spread(jacobians: list[np.ndarray], rank: int) -> float:
-    """Return log10 of the largest over the median singular value of a product, multiplied in float64.
+    """Return log10 of the largest singular value of a product over the upper quartile, multiplied in float64.
 
     Only the first ``rank`` values count, the smallest rank of a factor: a bottleneck and the null space of a
     normalization make zeros by construction.
@@ -276,4 +276,4 @@ def _spread(jacobians: list[np.ndarray], rank: int) -> float:
             return math.nan
         product /= norm
     values = np.linalg.svd(product, compute_uv=False)[: max(rank, 1)]
-    return float(np.log10(values[0] / max(values[len(values) // 2], np.finfo(np.float32).eps * values[0])))
+    return float(np.log10(values[0] / max(values[len(values) // 4], np.finfo(np.float32).eps * values[0])))

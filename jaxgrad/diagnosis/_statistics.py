@@ -336,4 +336,4 @@ def constant_loss(network: Network, inputs: Sequence[Any]) -> float:
         targets = inputs[positions[0]].reshape(output.shape).astype(output.dtype)
         constant = jnp.broadcast_to(jnp.mean(targets, axis=0, keepdims=True), output.shape)
     loss = float(evaluate(network.program, inputs, taps={site: constant - output})[0][0])
-    return loss if math.isfinite(loss) and loss > 0 else 1.0
+    return loss if math.isfinite(loss) and loss != 0 else 1.0

@@ -72,13 +72,18 @@ class Study:
         run = self.once(("clipping", optimizer), lambda: _optimizer.clipping(self.network, optimizer))
         return float(run(inputs))
 
+    def fading(self, inputs: list[Any], optimizer: Any, num_steps: int) -> list[float]:
+        """Return the sizes of updates for the same gradient over some steps, as shares of the largest."""
+        run = self.once(("fading", optimizer, num_steps), lambda: _optimizer.fading(self.network, optimizer, num_steps))
+        return [float(size) for size in run(inputs)]
+
     def train(
-        self, inputs: list[Any], optimizer: Any, num_steps: int, rate: float = 1.0, clip: float | None = None
+        self, inputs: list[Any], optimizer: Any, num_steps: int, rate: Any = 1.0, clip: float | None = None
     ) -> list[float]:
         """Return the losses of a few steps of training on the batch given."""
         name = ("train", optimizer, num_steps, clip)
         run = self.once(name, lambda: _optimizer.training(self.network, optimizer, num_steps, clip))
-        return [float(loss) for loss in run(inputs, np.float32(rate))]
+        return [float(loss) for loss in run(inputs, rate)]
 
     def loss_facts(self, inputs: list[Any]) -> LossFacts | None:
         """Return how the loss answers to the output; ``None`` where no labels are found."""
@@ -87,7 +92,7 @@ class Study:
             return None
         labels, axis, classes = found
         run = self.once(("loss", labels, axis), lambda: _loss.loss_slopes(self.network, labels, axis))
-        return _loss.loss_facts(self.network, classes, run, inputs)
+        return _loss.loss_facts(self.network, labels, classes, run, inputs)
 
     def carried(self, inputs: list[Any]) -> tuple[CarriedFacts, ...]:
         """Return what loops without layers do to the states they carry."""
