@@ -178,14 +178,15 @@ def _push_block(
 
 
 def _leaks(network: Network, span: Span) -> bool:
-    """Return whether something inside a block reaches the loss past its end, as the divergence of a code does."""
-    inside = set(span.equations)
-    ends = {site[0] for site in span.end.sites}
-    made = {output for place in inside for output in network.program.equations[place].outputs} - ends
-    made &= {site[0] for site in network.path if len(site) == 1}
+    """Return whether something of a block reaches the loss past its end, as the divergence of a code does."""
+    equations, inside = network.program.equations, set(span.equations)
+    made = {site[0] for site in span.start.sites} | {o for place in inside for o in equations[place].outputs}
+    made -= {site[0] for site in span.end.sites}
+    path = {site[0] for site in network.path if len(site) == 1}
     return any(
-        place not in inside and not made.isdisjoint(equation.operands)
-        for place, equation in enumerate(network.program.equations)
+        not (made.isdisjoint(equation.operands) or path.isdisjoint(equation.outputs))
+        for place, equation in enumerate(equations)
+        if place not in inside
     )
 
 

@@ -202,3 +202,18 @@ def test_report_without_blame_at_level_quick(batch):
     x, y = batch
     report = explained(lambda w, x, y: jnp.mean(jnp.square(x @ w - y)), weight(0), x, y, level="quick")
     assert report.blame == ()
+
+
+def test_what_enters_inside_a_block_is_booked_too():
+    keys = jax.random.split(jax.random.key(5), 3)
+    params = [0.5 * jax.random.normal(key, (8, 8)) for key in keys]
+
+    def loss_fn(params, x):
+        code = jnp.tanh(x @ params[0]) @ params[1]
+        inside = jnp.exp(0.3 * code)  # read by the loss past the block's end
+        return jnp.mean(jnp.square(jnp.sin(inside) @ params[2] - x)) + 0.5 * jnp.mean(jnp.square(inside))
+
+    report = jaxgrad.explain(loss_fn, params, jax.random.normal(keys[0], (16, 8)), verbose=False)
+    for block in report.blocks:
+        parts = sum(part.log10_gain for part in report.blame if part.block == block.index)
+        assert parts == pytest.approx(block.log10_gain, abs=1e-5)

@@ -96,6 +96,39 @@ def test_outputs_compared_with_all_targets_are_paired():
     assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("swap-loss", True)
 
 
+@pytest.mark.parametrize(("shift", "verdict"), [(1, "exploding"), (0, "healthy")])
+def test_cross_entropy_of_one_output_takes_zeros_and_ones(shift, verdict):
+    def loss_fn(params, x, labels):
+        logits = jnp.squeeze(jnp.tanh(x @ params[0]) @ params[1], -1)
+        targets = ((1 + shift) * labels - shift).astype(logits.dtype)
+        return jnp.mean(jax.nn.softplus(logits) - targets * logits)
+
+    labels = jnp.arange(BATCH) % 2
+    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, labels, optimizer=optax.adam(0.01), confirm_steps=50)
+    assert report.verdict == verdict
+    if shift:
+        assert report.findings[0].cause == "loss"
+        assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("swap-loss", True)
+
+
+def test_policy_gradient_is_no_loss_without_a_minimum():
+    def loss_fn(params, x, actions, advantages):
+        logits = jnp.squeeze(jnp.tanh(x @ params[0]) @ params[1], -1)
+        return jnp.mean(advantages * (jax.nn.softplus(logits) - actions.astype(logits.dtype) * logits))
+
+    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, jnp.arange(BATCH) % 2, Y[:, 0])
+    assert "loss" not in {finding.cause for finding in report.findings}
+
+
+def test_schedule_of_steps_where_epochs_were_meant_is_lengthened():
+    optimizer = optax.sgd(optax.exponential_decay(0.05, 1, 0.7), momentum=0.9)
+    report = explained(
+        regression, weights(WIDTH, WIDTH, WIDTH, variance=2.0), X, Y, optimizer=optimizer, confirm_steps=60
+    )
+    assert report.findings[0].cause == "learning-rate"
+    assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("lengthen-schedule", True)
+
+
 def linear_recurrence(params, x, y):
     def step(state, now):
         return jnp.exp(-params["rate"]) * state + now, None

@@ -143,6 +143,7 @@ def test_clipping_that_hides_an_explosion_comes_first():
         ({"log10_spread": 8.0}, "ill-conditioned", "missing-residual"),
         ({"loss": FINE_LOSS._replace(out_of_reach=0.4, reach=(0.0, 1.0))}, "vanishing", "target-scale"),
         ({"loss": FINE_LOSS._replace(out_of_reach=0.4, reach=(0.0, 3e4))}, "dead", "dead-relu"),
+        ({"loss": FINE_LOSS._replace(bottomless=True)}, "exploding", "loss"),
         ({"carried": (CarriedFacts("f.py:3", 70, -11.0),)}, "vanishing", "recurrence"),
         ({"carried": (CarriedFacts("f.py:3", 70, 4.0),)}, "exploding", "recurrence"),
     ],
@@ -239,6 +240,22 @@ def test_rate_is_too_low_where_the_loss_stands_and_falls_at_a_higher_one():
     assert not found.too_high
     assert probe(runs(x1=STANDS, x100=STANDS, x10000=STANDS), small) is None
     assert probe(runs(x1=FALLS), small) is None
+
+
+def test_coarse_parameters_lose_updates_that_finer_ones_keep():
+    small = [layer_of("l", 0, update_ratio=1e-3)]
+    runs_of = runs(x1=STANDS, x100=FALLS)
+    assert probe(runs_of, small) is None
+    assert probe(runs_of, small, rounding=2.0**-7) is not None
+
+
+def test_schedule_that_fades_within_few_steps_is_found():
+    fading, lasting = [0.8**step for step in range(64)], [0.99**step for step in range(64)]
+    found = probe(runs(x1=FALLS), [], fade=lambda: fading)
+    assert found is not None
+    assert found.fading == tuple(fading)
+    assert found.ruling.findings[0].cause == "learning-rate"
+    assert probe(runs(x1=FALLS), [], fade=lambda: lasting) is None
 
 
 def test_other_rate_is_judged_by_the_same_steps():
