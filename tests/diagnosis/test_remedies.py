@@ -84,7 +84,7 @@ def test_bound_on_the_output_is_taken_away_where_targets_lie_beyond():
     assert (report.verdict, report.findings[0].cause) == ("vanishing", "target-scale")
     assert report.remedies[0].kind == "open-output"
     assert report.remedies[0].confirmed
-    assert explained(loss_fn, weights(WIDTH, WIDTH, WIDTH), X, (1 + Y) / 2).verdict == "healthy"
+    assert explained(loss_fn, weights(WIDTH, WIDTH, WIDTH), X, (1 + Y) / 2, level="quick").verdict == "healthy"
 
 
 def test_outputs_compared_with_all_targets_are_paired():
@@ -96,7 +96,7 @@ def test_outputs_compared_with_all_targets_are_paired():
     assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("swap-loss", True)
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(1, "exploding"), (0, "healthy")])
+@pytest.mark.parametrize(("shift", "verdict"), [pytest.param(1, "exploding", marks=pytest.mark.heavy), (0, "healthy")])
 def test_cross_entropy_of_one_output_takes_zeros_and_ones(shift, verdict):
     def loss_fn(params, x, labels):
         logits = jnp.squeeze(jnp.tanh(x @ params[0]) @ params[1], -1)
@@ -104,7 +104,8 @@ def test_cross_entropy_of_one_output_takes_zeros_and_ones(shift, verdict):
         return jnp.mean(jax.nn.softplus(logits) - targets * logits)
 
     labels = jnp.arange(BATCH) % 2
-    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, labels, optimizer=optax.adam(0.01), confirm_steps=50)
+    options = {"optimizer": optax.adam(0.01), "confirm_steps": 50} if shift else {"level": "quick"}
+    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, labels, **options)
     assert report.verdict == verdict
     if shift:
         assert report.findings[0].cause == "loss"
@@ -116,7 +117,7 @@ def test_policy_gradient_is_no_loss_without_a_minimum():
         logits = jnp.squeeze(jnp.tanh(x @ params[0]) @ params[1], -1)
         return jnp.mean(advantages * (jax.nn.softplus(logits) - actions.astype(logits.dtype) * logits))
 
-    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, jnp.arange(BATCH) % 2, Y[:, 0])
+    report = explained(loss_fn, weights(WIDTH, WIDTH, 1), X, jnp.arange(BATCH) % 2, Y[:, 0], level="quick")
     assert "loss" not in {finding.cause for finding in report.findings}
 
 
@@ -137,12 +138,15 @@ def linear_recurrence(params, x, y):
     return jnp.mean(jnp.square(jnp.tanh(state @ params["hidden"]) @ params["head"] - y))
 
 
-@pytest.mark.parametrize(("rate", "verdict"), [(0.5, "vanishing"), (-0.2, "exploding"), (0.01, "healthy")])
+@pytest.mark.parametrize(
+    ("rate", "verdict"),
+    [(0.5, "vanishing"), pytest.param(-0.2, "exploding", marks=pytest.mark.heavy), (0.01, "healthy")],
+)
 def test_state_of_a_loop_without_layers_is_held(rate, verdict):
     first, second = weights(WIDTH, WIDTH, WIDTH)
     params = {"rate": jnp.full(WIDTH, rate), "hidden": first, "head": second}
     x = 0.1 * jax.random.normal(KEYS[1], (60, BATCH, WIDTH))
-    report = explained(linear_recurrence, params, x, Y)
+    report = explained(linear_recurrence, params, x, Y, level="quick" if verdict == "healthy" else "standard")
     assert report.verdict == verdict
     if verdict != "healthy":
         assert report.findings[0].cause == "recurrence"
@@ -184,12 +188,18 @@ def test_example_of_zeros_shows_a_nan_that_another_batch_would_bring():
     assert math.isfinite(report.loss)
     assert (report.remedies[0].kind, report.remedies[0].confirmed) == ("guard-operation", True)
 
+
+@pytest.mark.heavy
+def test_example_of_zeros_is_nothing_to_a_loss_that_minds_it():
     def guarded(params, x, y, lengths):
         return attention(params, x, y, jnp.maximum(lengths, 1))
 
-    assert explained(guarded, params, x, Y, lengths).verdict == "healthy"
+    x = jax.random.normal(KEYS[1], (BATCH, 5, WIDTH)) * (jnp.arange(5) < 3)[None, :, None]
+    report = explained(guarded, weights(WIDTH, WIDTH, WIDTH), x, Y, jnp.full(BATCH, 3, jnp.int32))
+    assert report.verdict == "healthy"
 
 
+@pytest.mark.heavy
 def test_operations_that_fail_one_behind_the_other_are_guarded_together():
     def loss_fn(params, x, labels):
         powers = jnp.exp(100.0 * (jax.nn.relu(x @ params[0]) @ params[1]))
