@@ -179,6 +179,8 @@ def _nonfinite(facts: Facts, origin: NonFinite) -> Ruling:
 def _overflow(facts: Facts) -> Finding | None:
     """Look for activations that grow from block to block until they leave the range: no single operation's fault."""
     chain = max(facts.chains, key=len, default=())
+    if not chain:
+        return None
     sizes = [block.statistics.output_rms for block in chain]
     finite = next((place for place, size in enumerate(sizes) if not math.isfinite(size)), len(sizes))
     if finite in {0, len(sizes)} or not chain[0].statistics.input_rms > 0 < sizes[finite - 1]:
