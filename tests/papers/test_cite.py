@@ -329,7 +329,7 @@ class TestImplementing:
             lambda: None,
             jaxgrad.activations.TABLE,
         ],
-        ids=lambda symbol: str(symbol)[:30],
+        ids=lambda symbol: symbol if isinstance(symbol, str) else getattr(symbol, "__name__", type(symbol).__name__),
     )
     def test_refused(self, symbol):
         for function, caller in ((papers.implementing, "papers.implementing"), (papers.cite, "cite")):
