@@ -17,6 +17,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 
 ROOT = Path(__file__).parent
+SITE = ROOT / "docs/_build/html"
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = [
     line.removeprefix("Programming Language :: Python :: ")
@@ -103,6 +104,18 @@ def docs(session: nox.Session) -> None:
     else:
         install(session, "docs")
         session.run("sphinx-build", "--keep-going", "--fresh-env", *options)
+
+
+@nox.session(default=False)
+def site(session: nox.Session) -> None:
+    """Try the built documentation in Chromium; it is built if there is none, unless `--no-build` is given."""
+    arguments = [argument for argument in session.posargs if argument != "--no-build"]
+    if not (SITE / "index.html").is_file() and "--no-build" not in session.posargs:
+        install(session, "docs")
+        session.run("sphinx-build", "--keep-going", "-n", "-W", "-d", "docs/_build/doctrees", "docs", str(SITE))
+    session.install(*nox.project.dependency_groups(PROJECT, "site"))
+    # These tests need nothing of the package, so nothing of the conftest.py above them either.
+    session.run("pytest", "--confcutdir=tests/site", "tests/site", *arguments)
 
 
 @nox.session(python="3.11", default=False)

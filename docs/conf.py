@@ -19,6 +19,9 @@ release = version = importlib.metadata.version("jaxgrad")
 extensions = [
     "mathml",
     "public_names",
+    "papers_index",
+    "backlinks",
+    "llms",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -63,18 +66,19 @@ napoleon_custom_sections = [("Numerics", "notes_style"), ("See also", "notes_sty
 # There is no intersphinx (the build has no network), so a role for a name from elsewhere has no page to point at.
 nitpick_ignore_regex = [(r"py:.*", r"(jax|numpy|optax|equinox|flax|matplotlib)\..*")]
 
-# References: docstrings cite by key, and one page lists what is cited.
-bibtex_bibfiles = ["references.bib"]
+# References: docstrings cite by key, each paper has a page that holds its reference, and one page lists all of them.
+bibtex_bibfiles = ["../papers/exports/papers.bib"]
 bibtex_reference_style = "author_year"
-bibtex_default_style = "plain"
+bibtex_default_style = "keyed"
 bibtex_cite_id = "cite-{key}"
 
 # HTML
 html_theme = "pydata_sphinx_theme"
 html_title = "jaxgrad"
 html_static_path = ["_static"]
-html_css_files = ["jaxgrad.css"]
+html_css_files = ["jaxgrad.css", "papers.css"]
 html_show_sourcelink = False
+html_sidebars = {"papers/index": []}  # it lists the same categories, and its table needs the room
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,

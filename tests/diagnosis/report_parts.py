@@ -25,7 +25,7 @@ def spectrum(log10_scale: float, *, seed: int, spread: float = 0.35, size: int =
     values[size - zeros :] = [0.0] * zeros
     square = sum(v * v for v in values)
     largest = values[0]
-    stable = square / largest**2 if largest else 0.0
+    stable = square / largest**2 if largest**2 else 0.0
     return Spectrum(8, tuple(values), largest, values[-1], square / size, stable, 1e-6, "dense")
 
 

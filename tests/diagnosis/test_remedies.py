@@ -273,7 +273,7 @@ def test_loss_is_judged_by_what_a_confident_mistake_sends_back(loss, field, low,
     inputs = network.inputs(params, (X, LABELS))
     labels, axis, classes = labels_of(network, inputs)
     assert (axis, classes) == (0, True)
-    facts = loss_facts(network, classes, loss_slopes(network, labels, axis), inputs)
+    facts = loss_facts(network, labels, classes, loss_slopes(network, labels, axis), inputs)
     assert low <= getattr(facts, field) <= high
 
 

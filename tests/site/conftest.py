@@ -32,13 +32,16 @@ PAGES = (
     "papers/hochreiter1991untersuchungen.html",
     "api/index.html",
     "api/command-line.html",
-    "api/generated/jaxgrad.losses.html",
+    "api/generated/jaxgrad.normalization.html",
     "api/generated/jaxgrad.losses.huber_loss.html",
+    "api/generated/jaxgrad.losses.softmax_cross_entropy_with_integer_labels.html",
     "api/generated/jaxgrad.diagnosis.Report.html",
     "references.html",
     "changelog.html",
     "search.html",
 )
+# The pages a test runs on, by the name of its argument: those with this in them.
+CONTENTS = {"path": "", "path_with_math": "<math", "path_with_figures": "<img "}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,13 +51,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "path" in metafunc.fixturenames:
-        metafunc.parametrize("path", pages(metafunc.config.getoption("site")))
+    folder, pictures = (metafunc.config.getoption(name) for name in ("site", "screenshots"))
+    wanted = not (metafunc.function.__name__ == "test_pictures" and pictures is None)
+    for name, content in CONTENTS.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, pages(folder, content) if wanted else [])
 
 
-def pages(folder: Path) -> list[str]:
-    """The pages to open, among those that exist."""
-    return [str(path.relative_to(folder)) for pattern in PAGES for path in sorted(folder.glob(pattern))]
+def pages(folder: Path, content: str) -> list[str]:
+    """The pages to open, among those that exist and hold this."""
+    found = [path for pattern in PAGES for path in sorted(folder.glob(pattern)) if content in path.read_text("utf-8")]
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 class _Handler(SimpleHTTPRequestHandler):

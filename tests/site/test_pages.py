@@ -11,15 +11,15 @@ from playwright.sync_api import Page, expect
 
 MODES = ("light", "dark")
 
-# What axe says of others' pages and we cannot mend: rule, and the selector of the elements.
-ALLOWED_VIOLATIONS: dict[str, str] = {}
-# What the console may say.
-ALLOWED_MESSAGES: tuple[str, ...] = ()
+# What the console may say. The theme complains, once, that it has no mode to begin with; but given one, it writes
+# data-theme="auto" into the pages, and then they have no colours where there is no JavaScript.
+ALLOWED_MESSAGES = ("Got invalid theme mode: . Resetting to auto.",)
 
 # Colours as the eye meets them: the luminance of a CSS colour, the contrast of two, and what lies behind an element.
 COLOURS = """
 const luminance = (rgb) => {
-  const [r, g, b] = rgb.map((value) => value / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const linear = (value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  const [r, g, b] = rgb.map((value) => linear(value / 255));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const channels = (colour) => {
@@ -49,33 +49,30 @@ def load_all(page: Page) -> None:
     page.wait_for_function("() => [...document.images].every(image => image.complete)")
 
 
-def test_math_is_drawn(page: Page, path: str):
-    page.goto(path)
+def test_math_is_drawn(page: Page, path_with_math: str):
+    page.goto(path_with_math)
     found = page.locator("math").evaluate_all("""found => found.filter(math => math.checkVisibility()).map(math => {
         const {width, height} = math.getBoundingClientRect();
         return [math.namespaceURI, math.textContent, width, height];
     })""")
-    if not found:
-        pytest.skip("no math")
     for namespace, text, width, height in found:
         assert namespace == "http://www.w3.org/1998/Math/MathML"
         assert min(width, height) > 1, text
 
 
-def test_figures_load(page: Page, path: str):
-    page.goto(path)
+def test_figures_load(page: Page, path_with_figures: str):
+    page.goto(path_with_figures)
     load_all(page)
-    figures = page.locator("article img").evaluate_all("images => images.map(image => [image.src, image.naturalWidth])")
-    if not figures:
-        pytest.skip("no figures")
+    figures = page.locator("img").evaluate_all("images => images.map(image => [image.src, image.naturalWidth])")
+    assert figures
     assert [source for source, width in figures if not width] == []
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_figures_stand_out(window, path: str, mode: str):
-    """Of the pixels of a figure, laid on what is behind it, some are dark and some are bright."""
+def test_figures_stand_out(window, path_with_figures: str, mode: str):
+    """Some pixels of a figure, laid on what is behind it, differ from that as much as graphics must: 3 to 1."""
     page = window(color_scheme=mode)
-    page.goto(path)
+    page.goto(path_with_figures)
     load_all(page)
     weak = evaluate(
         page,
@@ -92,7 +89,7 @@ def test_figures_stand_out(window, path: str, mode: str):
           let strongest = 1;
           for (let i = 0; i < data.length; i += 4)
             strongest = Math.max(strongest, contrast(back, luminance([...data.slice(i, i + 3)])));
-          if (strongest < 4.5) weak.push([image.src, strongest]);
+          if (strongest < 3) weak.push([image.src, strongest]);
         }
         return weak;
         """,
@@ -123,9 +120,9 @@ def test_text_is_readable(window, path: str, mode: str):
     behind, weakest = evaluate(
         page,
         """
-        const text = [...document.querySelectorAll("article :is(h1, p, li, td, dd)")].filter((e) => e.checkVisibility());
+        const text = [...document.querySelectorAll("article :is(h1, p, li, td, dd)")];
         const of = (e) => contrast(luminance(channels(getComputedStyle(e).color)), luminance(backdrop(e)));
-        return [luminance(backdrop(document.body)), Math.min(...text.map(of))];
+        return [luminance(backdrop(document.body)), Math.min(...text.filter((e) => e.checkVisibility()).map(of))];
         """,
     )
     assert behind < 0.05 if mode == "dark" else behind > 0.8
@@ -138,8 +135,8 @@ def test_nothing_is_wider_than_a_narrow_window(window, path: str):
     wide = evaluate(
         page,
         """
-        const boxes = [document.documentElement, ...document.querySelectorAll("main, .bd-content, .bd-article-container")];
-        return boxes.filter((box) => box.scrollWidth > box.clientWidth + 1)
+        const boxes = [...document.querySelectorAll("html, main, .bd-content, .bd-article-container")];
+        return boxes.filter((box) => box.scrollWidth > box.clientWidth)
           .map((box) => [box.tagName, box.className, box.scrollWidth, box.clientWidth]);
         """,
     )
@@ -176,9 +173,7 @@ def test_axe_finds_nothing_serious(window, path: str, mode: str):
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("mode", MODES)
 def test_pictures(window, request: pytest.FixtureRequest, path: str, mode: str, width: int):
-    folder: Path | None = request.config.getoption("screenshots")
-    if not folder:
-        pytest.skip("no --screenshots")
+    folder: Path = request.config.getoption("screenshots")
     page = window(width, color_scheme=mode)
     page.goto(path)
     load_all(page)

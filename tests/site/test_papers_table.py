@@ -28,7 +28,9 @@ class Row(NamedTuple):
 
 def read(page: Page) -> list[Row]:
     """The rows shown."""
-    cells = "rows => rows.filter(row => row.checkVisibility()).map(row => [...row.cells].map(c => c.textContent.trim()))"
+    cells = (
+        "rows => rows.filter(row => row.checkVisibility()).map(row => [...row.cells].map(c => c.textContent.trim()))"
+    )
     return [Row(*row) for row in page.locator("table.papers-table tbody tr").evaluate_all(cells)]
 
 
@@ -49,8 +51,8 @@ def table(page: Page) -> Page:
     return page
 
 
-def field(page: Page, label: str) -> Locator:
-    return page.get_by_role("search", name="Papers").get_by_label(label, exact=True)
+def field(page: Page, role: str, name: str) -> Locator:
+    return page.get_by_role("search", name="Papers").get_by_role(role, name=name, exact=True)
 
 
 def shows(page: Page, rows: list[Row], fits: Callable[[Row], object]) -> None:
@@ -78,49 +80,49 @@ def test_without_javascript_there_is_no_form(window):
 
 @pytest.mark.parametrize("text", ["Ribière", "ribiere", "RIBIERE", "Ribie\N{COMBINING GRAVE ACCENT}re"])
 def test_search_knows_no_accents_nor_case(table: Page, rows: list[Row], text: str):
-    field(table, "Search").fill(text)
+    field(table, "searchbox", "Search").fill(text)
     shows(table, rows, lambda row: "Ribière" in row.authors)
 
 
 def test_search_takes_words_in_any_order(table: Page, rows: list[Row]):
-    field(table, "Search").press_sequentially("2010 glorot")
+    field(table, "searchbox", "Search").press_sequentially("2010 glorot")
     shows(table, rows, lambda row: "Glorot" in row.authors and row.year == "2010")
 
 
 def test_search_that_finds_nothing_says_so(table: Page, rows: list[Row]):
-    field(table, "Search").fill("zyzzyva")
+    field(table, "searchbox", "Search").fill("zyzzyva")
     expect(table.get_by_role("status")).to_have_text(f"0 of {len(rows)} papers")
     assert read(table) == []
 
 
 def test_filter_by_category(table: Page, rows: list[Row]):
-    field(table, "Category").select_option("Initialization")
+    field(table, "combobox", "Category").select_option("Initialization")
     shows(table, rows, lambda row: row.category == "Initialization")
 
 
 def test_filter_by_tag(table: Page, rows: list[Row]):
     tag = rows[0].tags.split(", ")[0]
-    field(table, "Tag").select_option(tag)
+    field(table, "combobox", "Tag").select_option(tag)
     shows(table, rows, lambda row: tag in row.tags.split(", "))
 
 
 def test_filter_by_year(table: Page, rows: list[Row]):
-    field(table, "From year").fill("2010")
+    field(table, "spinbutton", "From year").fill("2010")
     shows(table, rows, lambda row: row.year >= "2010")
-    field(table, "To year").fill("2015")
+    field(table, "spinbutton", "To year").fill("2015")
     shows(table, rows, lambda row: "2010" <= row.year <= "2015")
 
 
 @pytest.mark.parametrize(("label", "column"), [("implemented here", "implemented"), ("with checked claims", "claims")])
 def test_filter_by_what_is_here(table: Page, rows: list[Row], label: str, column: str):
-    field(table, label).check()
+    field(table, "checkbox", label).check()
     shows(table, rows, lambda row: getattr(row, column))
 
 
 def test_filters_hold_together_and_reset_lifts_them(table: Page, rows: list[Row]):
-    field(table, "Search").fill("deep")
-    field(table, "Category").select_option("Initialization")
-    field(table, "with checked claims").check()
+    field(table, "searchbox", "Search").fill("deep")
+    field(table, "combobox", "Category").select_option("Initialization")
+    field(table, "checkbox", "with checked claims").check()
     shows(table, rows, lambda row: "deep" in plain(row) and row.category == "Initialization" and row.claims)
     table.get_by_role("button", name="Reset").click()
     expect(table.get_by_role("status")).to_have_text(f"{len(rows)} of {len(rows)} papers")
@@ -156,10 +158,10 @@ def test_headers_sort_titles(table: Page, rows: list[Row]):
 
 
 def test_an_address_keeps_what_is_shown(table: Page, rows: list[Row]):
-    field(table, "Search").fill("network")
-    field(table, "Category").select_option("Initialization")
-    field(table, "From year").fill("2013")
-    field(table, "implemented here").check()
+    field(table, "searchbox", "Search").fill("network")
+    field(table, "combobox", "Category").select_option("Initialization")
+    field(table, "spinbutton", "From year").fill("2013")
+    field(table, "checkbox", "implemented here").check()
     year = table.get_by_role("columnheader", name="Year")
     for _ in range(2):
         year.get_by_role("button").press("Enter")
@@ -169,8 +171,8 @@ def test_an_address_keeps_what_is_shown(table: Page, rows: list[Row]):
     assert table.url == address
     assert read(table) == before
     expect(year).to_have_attribute("aria-sort", "descending")
-    expect(field(table, "Search")).to_have_value("network")
-    expect(field(table, "implemented here")).to_be_checked()
+    expect(field(table, "searchbox", "Search")).to_have_value("network")
+    expect(field(table, "checkbox", "implemented here")).to_be_checked()
 
 
 def test_a_tag_leads_to_its_papers(table: Page, rows: list[Row]):
