@@ -22,6 +22,7 @@ extensions = [
     "papers_index",
     "backlinks",
     "llms",
+    "accessible",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
