@@ -13,7 +13,7 @@ import numpy as np
 from jaxgrad.diagnosis._facts import CarriedFacts
 from jaxgrad.diagnosis._measure import norm
 from jaxgrad.tracing import Network
-from jaxgrad.tracing._interpret import Constant, Equation, evaluate
+from jaxgrad.tracing._interpret import Constant, Equation, evaluate, scan_parts
 from jaxgrad.tracing._layers import user_source
 
 _LEAST_STEPS = 8
@@ -35,7 +35,8 @@ def carrying_loops(network: Network) -> list[Equation]:
 
 def _floating(program: Any, equation: Equation) -> list[int]:
     """Return which of a loop's carried values are real arrays, by position among its results."""
-    carried = equation.outputs[: equation.params["num_carry"]]
+    _, carry = scan_parts(equation.params, len(equation.inputs))
+    carried = equation.outputs[:carry]
     return [i for i, output in enumerate(carried) if jnp.issubdtype(program.avals[output].dtype, jnp.floating)]
 
 
@@ -53,7 +54,8 @@ def carried_gains(network: Network) -> Callable[[list[Any]], list[Any]]:
         gains = []
         for equation in loops:
             operands = [atom.value if isinstance(atom, Constant) else kept[(atom,)] for atom in equation.inputs]
-            first, moving = equation.params["num_consts"], _floating(program, equation)
+            first, _ = scan_parts(equation.params, len(equation.inputs))
+            moving = _floating(program, equation)
 
             def run(*states: Any, equation=equation, operands=operands, first=first, moving=moving) -> list[Any]:
                 full = list(operands)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jaxgrad.tracing._interpret import Constant, Equation, Kind, Loop, Owner, Program, join
+from jaxgrad.tracing._interpret import Constant, Equation, Kind, Loop, Owner, Program, join, scan_parts
 
 _CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"})
 _ANY_STEP = -1  # in an owner's index: a slice, of a step not told apart
@@ -256,7 +256,7 @@ def _append_scan(
 ) -> Sequence[int | Constant]:
     """Append a scan: unrolled where each step has weights of its own, a loop where the steps share them."""
     params = eqn.params
-    num_consts, num_carry = _scan_parts(eqn)
+    num_consts, num_carry = scan_parts(eqn.params, len(eqn.invars))
     body, length = params["jaxpr"], params["length"]
     consts, carry, slices = (
         kinds[:num_consts],
@@ -292,14 +292,6 @@ def _append_scan(
     return _append_unit(builder, eqn, operands, kinds, scope, layer=True, loop=loop)
 
 
-def _scan_parts(eqn: jex.JaxprEqn) -> tuple[int, int]:
-    """Return how many operands of a scan are loop-invariant, and how many are carried."""
-    if "ft_in" in eqn.params:  # since jax 0.12
-        consts, carry, _ = eqn.params["ft_in"].update(range(len(eqn.invars))).unpack()
-        return len(list(consts)), len(list(carry))
-    return eqn.params["num_consts"], eqn.params["num_carry"]
-
-
 def _slice_kind(kind: Kind) -> Kind:
     """Return the kind of one slice of a stacked value."""
     return Kind(
@@ -329,7 +321,7 @@ def _unroll(
 ) -> Sequence[int | Constant]:
     """Append a scan over stacked layers step by step."""
     params = eqn.params
-    num_consts, num_carry = _scan_parts(eqn)
+    num_consts, num_carry = scan_parts(eqn.params, len(eqn.invars))
     body, length = params["jaxpr"], params["length"]
     consts = operands[:num_consts]
     carry: list[int | Constant] = operands[num_consts : num_consts + num_carry]

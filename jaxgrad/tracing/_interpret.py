@@ -200,6 +200,14 @@ def _run(
             define(output, value)
 
 
+def scan_parts(params: Mapping[str, Any], operands: int) -> tuple[int, int]:
+    """Return how many of a scan's operands are loop-invariant, and how many are carried."""
+    if "ft_in" in params:  # since jax 0.12
+        consts, carry, _ = params["ft_in"].update(range(operands)).unpack()
+        return len(list(consts)), len(list(carry))
+    return params["num_consts"], params["num_carry"]
+
+
 def run_loop(
     loop: Loop, operands: Sequence[Any], taps: Mapping[Site, Any], captures: Sequence[Site]
 ) -> tuple[list[Any], dict[Site, Any]]:

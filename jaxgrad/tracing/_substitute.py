@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jex
 
-from jaxgrad.tracing._interpret import Equation, Loop, Program, Site, run_loop
+from jaxgrad.tracing._interpret import Equation, Loop, Program, Site, run_loop, scan_parts
 from jaxgrad.tracing._layers import Activation
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def scale_state(network: Network, number: int, factor: float) -> Network:
     """
     (equation,) = [e for e in network.program.equations if number in e.outputs[:1]]
     params = equation.params
-    step, first, carried = jex.jaxpr_as_fun(params["jaxpr"]), params["num_consts"], params["num_carry"]
+    step, (first, carried) = jex.jaxpr_as_fun(params["jaxpr"]), scan_parts(params, len(equation.inputs))
 
     def scaled(value: Any) -> Any:
         return value * jnp.asarray(factor, value.dtype) if jnp.issubdtype(value.dtype, jnp.floating) else value
