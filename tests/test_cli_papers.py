@@ -218,7 +218,7 @@ class TestBibtex:
 
 class TestCite:
     def test_symbol(self):
-        assert written("cite", "jaxgrad.losses.huber_loss") == papers.bibtex("huber1964robust")
+        assert written("cite", "jaxgrad.losses.kl_divergence") == papers.bibtex("kullback1951information")
 
     def test_no_paper(self):
         result = invoke("cite", "jaxgrad.papers.search")

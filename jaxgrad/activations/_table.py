@@ -133,6 +133,10 @@ def get(activation: str | Callable[..., Any]) -> Activation:
       >>> get("sigmoid").saturating, get(jax.nn.relu).name
       (True, 'relu')
 
+    References:
+      :cite:p:`nair2010rectified` for the ReLU, :cite:p:`klambauer2017self`, equation 2, for the SELU, and
+      :cite:p:`howard2019searching` for ``"hard_swish"``.
+
     See also:
       ``jaxgrad.activations.TABLE``, the mapping; ``keras.activations.get``, which returns the function alone.
     """

@@ -150,7 +150,7 @@ def k_means(
 
     References:
       :cite:p:`lloyd1982least`; :cite:p:`arthur2007kmeans` for k-means++, section 2.2; :cite:p:`bahmani2012scalable` for
-      k-means||, algorithm 2; :cite:p:`hamerly2010making` for the bounds.
+      k-means||, algorithm 2; :cite:p:`hamerly2010making` for the bounds, with lemma 1 of :cite:p:`elkan2003using`.
 
     See also:
       :func:`~jaxgrad.clustering.assign` for new rows, :func:`~jaxgrad.clustering.k_means_update` for data in batches;

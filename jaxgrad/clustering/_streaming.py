@@ -88,6 +88,9 @@ def k_means_init(
       >>> state.centroids.shape, float(state.num_rows)
       ((2, 1), 0.0)
 
+    References:
+      :cite:p:`arthur2007kmeans` for k-means++, section 2.2; :cite:p:`bahmani2012scalable` for k-means||, algorithm 2.
+
     See also:
       :func:`jaxgrad.clustering.k_means_stream` for an exact fit of such data, in many passes.
     """
@@ -169,7 +172,8 @@ def k_means_update(
       ([[1.5], [11.0]], [2.0, 2.0])
 
     References:
-      :cite:p:`sculley2010web`, algorithm 1; :cite:p:`robbins1951stochastic` for the median. New places are ours.
+      :cite:p:`macqueen1967some`, a row at a time; :cite:p:`sculley2010web`, algorithm 1;
+      :cite:p:`robbins1951stochastic` for the median. New places are ours.
 
     See also:
       ``sklearn.cluster.MiniBatchKMeans.partial_fit``, which draws new places at random.

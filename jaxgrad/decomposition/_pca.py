@@ -99,8 +99,9 @@ def pca(
 
     References:
       :cite:p:`pearson1901lines` and :cite:p:`hotelling1933analysis` for PCA; :cite:p:`musco2015randomized`, algorithm
-      2, for the block Krylov space, started from signed sums of rows and restarted from its best vectors;
-      :cite:p:`minka2000automatic`, equation 30, for ``"mle"``.
+      2, for the block Krylov space, started from signed sums of rows and restarted from its best vectors, and
+      :cite:p:`halko2011finding`, algorithm 4.1, for such a start; :cite:p:`minka2000automatic`, equation 30, for
+      ``"mle"``; :cite:p:`tipping1999probabilistic`, equation 8, for the noise variance.
 
     See also:
       ``sklearn.decomposition.PCA``, whose transform, signs and noise variance are these;

@@ -178,7 +178,8 @@ def pca_merge(a: PCAState, b: PCAState) -> PCAState:
       ([2.0], [[8.0]])
 
     References:
-      :cite:p:`chan1983algorithms`, equation 2.1, for vectors.
+      :cite:p:`chan1983algorithms`, equation 2.1, for vectors; :cite:p:`ross2008incremental`, lemma 1, where the
+      components are then updated in place of the scatter.
 
     See also:
       :func:`jaxgrad.decomposition.pca_update`.
@@ -220,6 +221,10 @@ def pca_from_state(
       >>> state = pca_update(pca_init(2), jnp.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
       >>> [round(entry, 4) for entry in pca_from_state(state, 1).components[0].tolist()]
       [0.6, 0.8]
+
+    References:
+      :cite:p:`pearson1901lines` and :cite:p:`hotelling1933analysis`; :cite:p:`minka2000automatic`, equation 30, for
+      ``"mle"``; :cite:p:`tipping1999probabilistic`, equation 8, for the noise variance.
 
     See also:
       :func:`jaxgrad.decomposition.pca_transform` for the coordinates of each batch, in a second pass.

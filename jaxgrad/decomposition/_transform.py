@@ -40,6 +40,9 @@ def pca_transform(result: PCAResult, x: Shaped[Array | np.ndarray, "m d"]) -> Fl
       >>> pca_transform(pca(x, 1), x).round(4).tolist()
       [[-5.0], [0.0], [5.0]]
 
+    References:
+      :cite:p:`hotelling1933analysis`, whose components have variance 1, as with whitening.
+
     See also:
       ``sklearn.decomposition.PCA.transform``.
     """
@@ -77,6 +80,10 @@ def pca_inverse_transform(result: PCAResult, z: Shaped[Array | np.ndarray, "m k"
       >>> result = pca(jnp.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]), 1)
       >>> pca_inverse_transform(result, jnp.array([[-5.0]])).round(4).tolist()
       [[0.0, 0.0]]
+
+    References:
+      :cite:p:`pearson1901lines` for the plane; :cite:p:`eckart1936approximation`: of the data of the fit the rows are
+      the best approximation of their rank.
 
     See also:
       ``sklearn.decomposition.PCA.inverse_transform``.

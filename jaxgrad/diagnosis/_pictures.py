@@ -58,6 +58,9 @@ def plot_trajectory(
       >>> figure = plot_trajectory(trajectory_pca([jnp.array([2.0, 1.0]), jnp.array([1.0, -1.0]), jnp.zeros(2)]))
       >>> figure.axes[0].get_xlabel()
       'component 1: 75% of the variance (random walk: 75%)'
+
+    References:
+      :cite:p:`li2018visualizing`, section 7.2, for the picture; :cite:p:`antognini2018pca` for the random walk.
     """
     name = "plot_trajectory"
     drawn = components if surface is None else surface.components

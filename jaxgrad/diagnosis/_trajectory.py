@@ -166,6 +166,9 @@ def trajectory_point(trajectory: Trajectory, coordinates: Float[Array, " k"] | S
       >>> trajectory = trajectory_pca([jnp.array([3.0, 4.0]), jnp.array([0.0, 0.0])], 1)
       >>> trajectory_point(trajectory, [10.0]).round(3).tolist()
       [6.0..., 8.0]
+
+    References:
+      :cite:p:`li2018visualizing`, section 7.2.
     """
     point = jnp.asarray(coordinates, trajectory.coordinates.dtype)
     expected = trajectory.coordinates.shape[-1:]

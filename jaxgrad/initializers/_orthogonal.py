@@ -194,7 +194,8 @@ def identity(
       [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
     References:
-      :cite:p:`le2015simple`, for recurrent layers of ReLUs.
+      :cite:p:`le2015simple`, for recurrent layers of ReLUs; :cite:p:`chen2016net2net`, for layers put into a trained
+      network (Net2DeeperNet).
 
     See also:
       ``torch.nn.init.eye_`` and ``dirac_``; ``keras.initializers.Identity`` is for square matrices.

@@ -231,7 +231,7 @@ def huber_loss(
         traced, where it cannot be seen).
 
     Numerics:
-      The gradient for ``predictions`` is the error clipped to ±``delta``, also at an infinite error, whose value is
+      The gradient for ``predictions`` is the error clipped to ±\ ``delta``, also at an infinite error, whose value is
       inf. Masked: value and gradients 0.
 
     Example:
@@ -241,6 +241,8 @@ def huber_loss(
 
     References:
       :cite:p:`huber1964robust`, where it is the log-likelihood of the least favourable contaminated normal.
+      :cite:p:`girshick2015fast`, equation 3, names it smooth L1, with ``delta=1``; :cite:p:`mnih2015human` clips errors
+      to ±1 in the gradient, which is that too.
 
     See also:
       ``optax.huber_loss``, which this calls, and which takes a ``delta`` of 0 or less. Keras ``huber`` takes targets

@@ -47,6 +47,9 @@ class Affine(NamedTuple):
     Attributes:
       scale: Mean square of what the units are multiplied by.
       shift: Mean square of what is added to them.
+
+    References:
+      :cite:p:`ioffe2015batch`, algorithm 1: the scale and shift that are learned.
     """
 
     scale: float = 1.0
@@ -59,6 +62,9 @@ class LayerNorm(NamedTuple):
     Attributes:
       centered: Whether the mean is taken away (LayerNorm) or not (RMSNorm).
       eps: What is added to the variance.
+
+    References:
+      :cite:p:`ba2016layer`, equation 3; :cite:p:`zhang2019root` for RMSNorm.
     """
 
     centered: bool = True
@@ -71,6 +77,9 @@ class BatchNorm(NamedTuple):
     Attributes:
       batch_size: How many inputs the statistics are taken over; ``None``: infinitely many. At least 4.
       eps: What is added to the variance.
+
+    References:
+      :cite:p:`ioffe2015batch`, algorithm 1.
     """
 
     batch_size: int | None = None
@@ -82,6 +91,9 @@ class Dropout(NamedTuple):
 
     Attributes:
       keep_rate: Share of units that are kept.
+
+    References:
+      :cite:p:`srivastava2014dropout`, who scale the weights down in the test instead.
     """
 
     keep_rate: float
@@ -94,6 +106,10 @@ class Residual(NamedTuple):
       branch: The branch's elements. A ``Dense`` among them makes it independent of the stream.
       scale: Mean square of the factor s: 0.01 for a branch times 0.1.
       shortcut: What the stream passes on its own way; nothing, mostly.
+
+    References:
+      :cite:p:`he2016deep`, equations 1 and 2; :cite:p:`he2016identity` for a stream that nothing is applied to;
+      :cite:p:`szegedy2017inception`, section 3.3, for a factor of 0.1 to 0.3.
     """
 
     branch: Sequence[Element]

@@ -110,7 +110,8 @@ def finite_width_band(
       (-0.1, 0.202, 0.016)
 
     References:
-      :cite:p:`hanin2020products`, theorem 1, for ReLU; :cite:p:`hanin2018which`.
+      :cite:p:`hanin2020products`, theorem 1, for ReLU; :cite:p:`hanin2018which`; :cite:p:`sussillo2014random`, who take
+      the drift of the logarithm away.
 
     See also:
       :func:`jaxgrad.meanfield.predict_spectrum`, for how directions of one network differ.

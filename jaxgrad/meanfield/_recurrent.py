@@ -85,7 +85,8 @@ def recurrent_signal(
 
     References:
       :cite:p:`chen2018dynamical`, for gating; :cite:p:`gilboa2019dynamical`, for LSTM and GRU;
-      :cite:p:`pascanu2013difficulty`; :cite:p:`tallec2018can`, for the forget bias.
+      :cite:p:`hochreiter1997long`, whose LSTM has no forget gate yet; :cite:p:`pascanu2013difficulty`;
+      :cite:p:`tallec2018can`, for the forget bias.
 
     See also:
       :func:`jaxgrad.spectra.lyapunov_exponents`, which measures it; ``jaxgrad.meanfield.propagate``.

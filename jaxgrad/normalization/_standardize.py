@@ -59,6 +59,9 @@ def standardize(
       >>> standardize(stats, jnp.array([[3.0, 5.0]])).tolist()
       [[1.0, 0.0]]
 
+    References:
+      :cite:p:`lecun1998efficient`, section 4.3, which decorrelates the features too.
+
     See also:
       :func:`jaxgrad.normalization.unstandardize`; ``jax.nn.standardize``, with the statistics of the array itself;
       ``sklearn.preprocessing.StandardScaler.transform``.

@@ -159,7 +159,10 @@ def bfgs(
       [1.0, 1.0]
 
     References:
-      :cite:p:`nocedal2006numerical`, algorithm 6.1.
+      :cite:p:`nocedal2006numerical`, algorithm 6.1. :cite:p:`broyden1970convergence`, :cite:p:`fletcher1970new`,
+      :cite:p:`goldfarb1970family`, :cite:p:`shanno1970conditioning`. As in ``scale_by_bfgs``, updates are skipped as in
+      :cite:p:`li2001global` or damped as in :cite:p:`powell1978algorithms`, and scaled as in :cite:p:`oren1974self` and
+      :cite:p:`albaali1998numerical`.
 
     See also:
       ``scipy.optimize.minimize(method="BFGS")``; ``optax.lbfgs``.

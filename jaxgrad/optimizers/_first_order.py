@@ -81,7 +81,8 @@ def momentum(
       -1.5
 
     References:
-      :cite:p:`sutskever2013importance`, eqs. 1 and 2, with ``scaled_velocity=True``.
+      :cite:p:`polyak1964some`, with the last step in place of a velocity, and :cite:p:`rumelhart1986learning`,
+      equation 9, for networks; :cite:p:`sutskever2013importance`, eqs. 1 and 2, with ``scaled_velocity=True``.
 
     See also:
       ``optax.sgd(learning_rate, decay)`` and ``torch.optim.SGD(momentum=decay)`` are the default;

@@ -175,7 +175,8 @@ def newton(
       ([1.0, 1.0], 3)
 
     References:
-      :cite:p:`nocedal2006numerical`, algorithm 7.1.
+      :cite:p:`nocedal2006numerical`, algorithm 7.1. :cite:p:`dembo1983truncated` for truncation,
+      :cite:p:`pearlmutter1994fast` for products with the Hessian, :cite:p:`gill1974newton` for ``"cholesky"``.
 
     See also:
       ``scipy.optimize.minimize(method="Newton-CG")``.

@@ -172,7 +172,8 @@ def nonlinear_cg(
       Array([1., 1., 1.], dtype=float32)
 
     References:
-      :cite:p:`nocedal2006numerical`, algorithm 5.4.
+      :cite:p:`nocedal2006numerical`, algorithm 5.4. The formulas are those of :cite:p:`hestenes1952methods`,
+      :cite:p:`fletcher1964function`, :cite:p:`polak1969note`, :cite:p:`dai1999nonlinear` and :cite:p:`hager2005new`.
 
     See also:
       ``scipy.optimize.minimize(method="CG")``; ``optimistix.NonlinearCG``.

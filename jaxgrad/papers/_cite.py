@@ -107,7 +107,7 @@ def implementing(symbol: Any) -> tuple[Paper, ...]:
     Example:
       >>> from jaxgrad import losses, papers
       >>> [paper.key for paper in papers.implementing(losses.huber_loss)]
-      ['huber1964robust']
+      ['girshick2015fast', 'huber1964robust', 'mnih2015human']
     """
     names = _public_names("papers.implementing", symbol)
     return _following(names)
@@ -132,8 +132,8 @@ def cite(function: Any) -> str:
 
     Example:
       >>> import jaxgrad
-      >>> print(jaxgrad.cite(jaxgrad.losses.huber_loss).splitlines()[0])
-      @article{huber1964robust,
+      >>> print(jaxgrad.cite(jaxgrad.losses.kl_divergence).splitlines()[0])
+      @article{kullback1951information,
     """
     found = _following(_public_names("cite", function))
     return bibtex(*(paper.key for paper in found)) if found else ""

@@ -122,6 +122,9 @@ def smoothed_density(
       >>> [round(float(d), 3) for d in smoothed_density(one, jnp.array([1.0, 1.5]), 0.5)]
       [0.798, 0.484]
 
+    References:
+      :cite:p:`ghorbani2019investigation`, for eigenvalues of Hessians.
+
     See also:
       ``scipy.stats.gaussian_kde`` with ``weights``, which chooses the width itself.
     """

@@ -87,8 +87,8 @@ def singular_values(
       [3.0, 2.0]
 
     References:
-      Golub and Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965. Musco and Musco, Randomized
-      block Krylov methods for stronger and faster approximate singular value decomposition, 2015, for the block form.
+      Golub and Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965;
+      :cite:p:`musco2015randomized`, algorithm 2, for the block form.
 
     See also:
       ``scipy.sparse.linalg.svds``; ``torch.linalg.svdvals``, of a matrix where this is of a function's Jacobian.

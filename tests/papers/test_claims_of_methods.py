@@ -110,6 +110,14 @@ def test_heavy_ball_on_a_quadratic(x64):
     check("polyak1964some", "best rate without momentum, κ = 100", rate(optimizers.sgd(2 / 101), 1.0, 30.0, 100.0))
 
 
+def test_momentum_on_one_curvature(x64):
+    step = optimize.brentq(lambda step: rate(optimizers.momentum(step, 0.9), 1.0) - 1, 1.0, 5.0, xtol=1e-6)
+    check("goh2017why", "largest step times curvature that converges, decay 0.9", step)
+    decays = np.arange(0.8, 0.82, 0.001)
+    best = decays[np.argmin([rate(optimizers.momentum(0.01, decay), 1.0) for decay in decays])]
+    check("goh2017why", "best decay at step times curvature 0.01", best)
+
+
 def test_largest_stable_curvature():
     for name, optimizer in {
         "gradient descent": optimizers.sgd(1.0),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxgrad import (
     activations,
@@ -62,6 +63,20 @@ def test_momentum_is_not_averaged():
         step = lambda state, g, o=optimizer: o.update(g, state)[::-1]  # noqa: E731
         ends[averaged] = -jax.lax.scan(step, optimizer.init(jnp.zeros(())), gradients)[1][-1]
     np.testing.assert_allclose([ends[False], ends[True]], [10.0, 1.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", [0.1, 1.0, 3.0])
+def test_rippling_momentum_shrinks_by_the_root_of_its_decay(step):
+    optimizer, decay = optimizers.momentum(step, 0.81), 0.81
+    start, unravel = ravel_pytree((jnp.zeros(()), optimizer.init(jnp.zeros(()))))
+
+    def move(flat):
+        x, state = unravel(flat)
+        updates, state = optimizer.update(x, state)
+        return ravel_pytree((x + updates, state))[0]
+
+    factors = np.linalg.eigvals(np.asarray(jax.jacobian(move)(start), np.float64))
+    assert np.abs(factors) == pytest.approx(decay**0.5, rel=1e-5)
 
 
 def test_norm_of_each_variable_is_not_the_global_norm():

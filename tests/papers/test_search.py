@@ -78,8 +78,8 @@ class TestWords:
             ("saxe 2014", "saxe2014exact"),
             ("1312.6120", "saxe2014exact"),
             ("10.1109/TIT.1982.1056489", "lloyd1982least"),
-            ("jaxgrad.losses.huber_loss", "huber1964robust"),
-            ("huber_loss", "huber1964robust"),
+            ("jaxgrad.losses.kl_divergence", "kullback1951information"),
+            ("kl_divergence", "kullback1951information"),
         ],
     )
     def test_other_places(self, words, key):
