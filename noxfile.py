@@ -18,6 +18,7 @@ nox.options.default_venv_backend = "uv|virtualenv"
 
 ROOT = Path(__file__).parent
 SITE = ROOT / "docs/_build/html"
+CHINESE = SITE / "zh-cn"
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = [
     line.removeprefix("Programming Language :: Python :: ")
@@ -28,9 +29,16 @@ PYTHONS = [
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
 
 
-def install(session: nox.Session, *groups: str) -> None:
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
     """Install jaxgrad in place beside dependency groups, with any installer (old pips know no `--group`)."""
-    session.install("-e.", *nox.project.dependency_groups(PROJECT, *groups))
+    session.install(f"-e.{extras}", *nox.project.dependency_groups(PROJECT, *groups))
+
+
+def build_site(session: nox.Session) -> None:
+    """Build the documentation in English, and in Chinese in a folder of it; what was executed once serves both."""
+    options = ("--keep-going", "--fresh-env", "-n", "-W")
+    session.run("sphinx-build", *options, "-d", "docs/_build/doctrees", "docs", str(SITE))
+    session.run("sphinx-build", *options, "-d", "docs/_build/zh-cn", "-D", "language=zh_CN", "docs", str(CHINESE))
 
 
 @nox.session(python=PYTHONS)
@@ -96,23 +104,31 @@ def papers_ids(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Serve the documentation and rebuild it on every change; with `--non-interactive`, build it once."""
-    options = ("-n", "-W", "-d", "docs/_build/doctrees", "docs", "docs/_build/html")
+    """Serve the documentation and rebuild it on every change; with `--non-interactive`, check and build it once."""
     if session.interactive:
-        install(session, "docs", "serve")
+        install(session, "serve", extras="[docs]")
+        options = ("-n", "-W", "-d", "docs/_build/doctrees", "docs", str(SITE))
         session.run("sphinx-autobuild", "--watch", "jaxgrad", "--watch", "papers", "--open-browser", *options)
     else:
-        install(session, "docs")
-        session.run("sphinx-build", "--keep-going", "--fresh-env", *options)
+        install(session, extras="[docs]")
+        session.run("python", "docs/translations.py")
+        build_site(session)
+
+
+@nox.session(default=False)
+def translations(session: nox.Session) -> None:
+    """Check that the Chinese of the concept pages is whole; `-- --update` takes over what changed in the English."""
+    install(session, extras="[docs]")
+    session.run("python", "docs/translations.py", *session.posargs)
 
 
 @nox.session(default=False)
 def site(session: nox.Session) -> None:
     """Try the built documentation in Chromium; it is built if there is none, unless `--no-build` is given."""
     arguments = [argument for argument in session.posargs if argument != "--no-build"]
-    if not (SITE / "index.html").is_file() and "--no-build" not in session.posargs:
-        install(session, "docs")
-        session.run("sphinx-build", "--keep-going", "-n", "-W", "-d", "docs/_build/doctrees", "docs", str(SITE))
+    if not (CHINESE / "index.html").is_file() and "--no-build" not in session.posargs:
+        install(session, extras="[docs]")
+        build_site(session)
     session.install(*nox.project.dependency_groups(PROJECT, "site"))
     # These tests need nothing of the package, so nothing of the conftest.py above them either.
     session.run("pytest", "--confcutdir=tests/site", "tests/site", *arguments)

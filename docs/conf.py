@@ -23,6 +23,7 @@ extensions = [
     "backlinks",
     "llms",
     "accessible",
+    "languages",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -35,10 +36,18 @@ extensions = [
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "jupyter_execute"]
 
+# Languages: English, and the concepts in Chinese too. Catalogs name no lines, so that moving a text changes none.
+language = "en"
+locale_dirs = ["locale"]
+gettext_compact = False
+gettext_location = False
+gettext_last_translator = gettext_language_team = ""
+
 # Pages
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
+nb_execution_cache_path = str(Path(__file__).parent / "_build/executed")  # for every builder and language
 nb_execution_timeout = 120
 nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]
@@ -75,7 +84,7 @@ bibtex_cite_id = "cite-{key}"
 
 # HTML
 html_theme = "pydata_sphinx_theme"
-html_title = "jaxgrad"
+html_title = f"jaxgrad {version}"
 html_static_path = ["_static"]
 html_css_files = ["jaxgrad.css", "papers.css"]
 html_show_sourcelink = False
@@ -84,6 +93,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
     "navbar_align": "left",
+    "navbar_end": ["languages", "theme-switcher", "navbar-icon-links"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
