@@ -49,6 +49,13 @@ def test_every_documented_function_and_type_has_a_text(family):
     assert silent == []
 
 
+@pytest.mark.parametrize("family", LISTED)
+def test_every_documented_function_has_an_example(family):
+    values = {name: getattr(importlib.import_module(family), name) for name in importlib.import_module(family).__all__}
+    without = [name for name, value in values.items() if inspect.isfunction(value) and ">>> " not in value.__doc__]
+    assert without == []
+
+
 def test_names_that_follow_a_paper_have_a_page_to_link_to():
     followed = {entry.symbol for paper in papers.search() for entry in paper.implements}
     assert followed - DOCUMENTED == set()

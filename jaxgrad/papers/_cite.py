@@ -67,6 +67,12 @@ def csl_json(*keys: str) -> str:
 
     Raises:
       ValueError: If a key is unknown.
+
+    Example:
+      >>> import json
+      >>> from jaxgrad import papers
+      >>> json.loads(papers.csl_json("saxe2014exact"))[0]["container-title"]
+      'ICLR'
     """
     return json.dumps([_csl(paper) for paper in _papers(keys)], ensure_ascii=False, indent=1) + "\n"
 

@@ -155,6 +155,14 @@ def load(path: Path) -> Paper:
 
     Returns:
       The paper.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jaxgrad import papers
+      >>> path = pathlib.Path(tempfile.mkdtemp(), "saxe2014exact.yaml")
+      >>> _ = path.write_text(papers.dump(papers.get("saxe2014exact")), encoding="utf-8")
+      >>> papers.load(path).year
+      2014
     """
     # The parser in C is several times faster, where PyYAML was built with it.
     # From the open file, an error of syntax names it.
@@ -193,6 +201,11 @@ def dump(paper: Paper) -> str:
 
     Returns:
       The text of its file, in UTF-8 with Unix line ends: ``dump(load(path))`` is what ``path`` holds.
+
+    Example:
+      >>> from jaxgrad import papers
+      >>> print(papers.dump(papers.get("saxe2014exact")).splitlines()[0])
+      key: saxe2014exact
     """
     fields: dict[str, Any] = paper._asdict()
     if paper.edition is None:

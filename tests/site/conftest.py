@@ -39,6 +39,9 @@ PAGES = (
     "references.html",
     "changelog.html",
     "search.html",
+    "zh-cn/index.html",
+    "zh-cn/concepts/*.html",
+    "zh-cn/search.html",
 )
 # The pages a test runs on, by the name of its argument: those with this in them.
 CONTENTS = {"path": "", "path_with_math": "<math", "path_with_figures": "<img "}
