@@ -76,6 +76,15 @@ def assert_same_bits(got, want):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path), strict=True)
 
 
+def assert_same(name, got, want):
+    """The same bits, but for the noise of a monitor: a sum that XLA may add up in another order in another program."""
+    if name == "monitor":
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
+    else:
+        assert_same_bits(got, want)
+
+
 @functools.cache
 def looped(name):
     """The run that others are compared with, with every buffer donated."""
@@ -92,7 +101,7 @@ def looped(name):
 def test_a_scan_equals_a_loop_of_donated_steps(name):
     optimizer = chain(name)
     run = jax.jit(lambda carry: jax.lax.scan(lambda c, x: (train_step(optimizer, c, x), None), carry, BATCHES)[0])
-    assert_same_bits(run(start(optimizer)), looped(name))
+    assert_same(name, run(start(optimizer)), looped(name))
 
 
 @ALL
@@ -234,7 +243,7 @@ def test_an_update_in_a_branch(name):
     for batch in BATCHES:
         carry = compiled(carry, batch)
     assert_same_bits(compiled(carry, jnp.full_like(BATCHES[0], 1e10)), carry)
-    assert_same_bits(carry, looped(name))
+    assert_same(name, carry, looped(name))
 
 
 @ALL

@@ -19,7 +19,7 @@ from jaxgrad import clustering
 from jaxgrad.data import digits
 
 ROOT = Path(__file__).parents[1]
-WIDTH, DEPTH = 16, 8
+WIDTH, DEPTH = 16, 6
 
 
 class Names(dict[str, Any]):
@@ -51,7 +51,7 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def images(names: Names) -> jax.Array:
-    return jnp.asarray(digits()[0][:128].reshape(128, 64), jnp.float32) / 16
+    return jnp.asarray(digits()[0][:96].reshape(96, 64), jnp.float32) / 16
 
 
 def opt_state(names: Names) -> Any:
@@ -81,7 +81,7 @@ GIVEN: dict[str, Callable[[Names], Any]] = {
     "loss_fn": lambda names: loss_fn,
     "params": params,
     "x": images,
-    "y": lambda names: jax.nn.one_hot(digits()[1][:128], 10),
+    "y": lambda names: jax.nn.one_hot(digits()[1][:96], 10),
     "report": lambda names: jaxgrad.explain(loss_fn, names["params"], names["x"], names["y"], level="quick"),
     "opt_state": opt_state,
     "fun": lambda names: lambda z: jnp.sum((z - 1) ** 4 + z**2),

@@ -32,8 +32,16 @@ def _link(app: Sphinx, pagename: str, template: str, context: dict[str, Any], do
         context["translation"] = (context["pathto"](f"../{here}", 1), "en", "English")
 
 
+def _keep_anchors(app: Sphinx, doctree: nodes.document) -> None:
+    """Leave the headings' anchors English: MyST takes those of the last translated title for the page's."""
+    slugs = getattr(doctree, "myst_slugs", None)
+    if slugs:
+        app.env.metadata[app.env.docname]["myst_slugs"] = slugs
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the search, and give every page its link."""
+    """Register the search, give every page its link, and keep anchors."""
     app.add_search_language(_Chinese)
+    app.connect("doctree-read", _keep_anchors)
     app.connect("html-page-context", _link)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
