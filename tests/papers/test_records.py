@@ -261,3 +261,11 @@ def written_tests(path):
                 yield f"{prefix}{child.name}"
 
     return set(below(ast.parse(path.read_text("utf-8")), ""))
+
+
+def test_readme_counts_them_right():
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")
+    found = papers.search()
+    claims = sum(len(paper.claims) for paper in found)
+    assert f"An index of {len(found)} papers ships" in readme
+    assert f"{claims} of their numbers beside" in readme
