@@ -261,8 +261,8 @@ def batch_normalized() -> Iterator[Line]:
     runs = [gradient_squares(jax.random.key(seed), layer, depth=depth, shape=(batch, width))[1] for seed in range(10)]
     logs = np.mean(np.log(np.array(runs)), 0)[2:-1]  # the first layers have not settled, and the last has another loss
     measured = math.exp((logs[0] - logs[-1]) / (len(logs) - 1))
-    for size, reference, tol, sample in ((None, math.pi / (math.pi - 1), 1e-6, None), (batch, 1.470, 5e-4, measured)):
-        gain = propagate(10 * (Dense(2.0), BatchNorm(size), Activation("relu")), c=0.0).gain[-3:].prod()
+    for size, reference, tol, sample in ((None, math.pi / (math.pi - 1), 1e-6, None), (batch, 1.4797, 3e-3, measured)):
+        gain = propagate(10 * (Dense(2.0), BatchNorm(size), Activation("relu")), c=0.0).gain[-6:-3].prod()
         name = f"batch {size}" if size else "batch → ∞"
         yield Line(f"BatchNorm, ReLU, {name}: gain a layer", "Yang 2019", reference, float(gain), tol, sample)
 

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -141,7 +143,7 @@ class Signal(NamedTuple):
     log_variance: Float[np.ndarray, " m"]
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """What is known of the values at a place.
 
     Attributes:
@@ -158,20 +160,33 @@ class _State(NamedTuple):
     units: float = math.inf
     spread: float = 0.0
 
+    @property
+    def q(self) -> float:
+        """The second moment, and ``inf`` for one that no float holds."""
+        return self.square if self.square < _MOST else math.inf
+
+
+Back = Callable[[float], tuple[float, float]]
+"""An element's way back: from the correlation of two examples' gradients behind it to its gain and that before it."""
+
+_MOST = sys.float_info.max
+
 
 def propagate(elements: Sequence[Element], *, q: float = 1.0, c: float | None = None, mean: float = 0.0) -> Signal:
     r"""Follow the mean square of a signal through a stack of layers, and that of a gradient back.
 
-    In the limit of infinite width, with :math:`q` the second moment of a unit, :math:`m` its mean and :math:`k` the
-    product of two inputs' values:
+    In the limit of infinite width, with :math:`q` the second moment of a unit, :math:`m` its mean, :math:`k` the
+    product of two inputs' values, and on the way back :math:`\rho` the correlation of their gradients, 0 at the end:
 
     - ``Dense``: :math:`q' = \sigma_w^2 q + \sigma_b^2`, gain :math:`\sigma_w^2`;
     - ``Activation``: :math:`q' = \operatorname{E}\phi^2`, gain :math:`\operatorname{E}\phi'^2`, inputs taken as normal;
+      before it :math:`\rho \operatorname{E} \phi'(u) \phi'(v) / \operatorname{E}\phi'^2`;
     - ``Affine``: :math:`q' = s^2 q + t^2`, gain :math:`s^2`;
     - ``LayerNorm``: gain :math:`1 / (q - m^2)`; without centring :math:`1 / q`;
-    - ``BatchNorm``: gain :math:`\frac{1}{q - k} \frac{B - 2}{B - 3}`;
-    - ``Dropout``: :math:`q' = q / p`, gain :math:`1 / p`;
-    - ``Residual``: :math:`q' = q + \alpha^2 q_\text{branch}`, gain :math:`1 + \alpha^2 g_\text{branch}`.
+    - ``BatchNorm``: gain :math:`\frac{1 - \rho}{q - k} \frac{B - 2}{B - 3}`; before it :math:`-1 / (B - 1)`;
+    - ``Dropout``: :math:`q' = q / p`, gain :math:`1 / p`; before it :math:`\rho p`;
+    - ``Residual``: :math:`q' = q + \alpha^2 q_\text{branch}`, gain :math:`1 + \alpha^2 g_\text{branch}`; before it the
+      mean of both ways' correlations, weighted by their gains.
 
     A post-LN block is a ``Residual`` followed by a ``LayerNorm``, a pre-LN one has it first in its branch.
 
@@ -190,9 +205,12 @@ def propagate(elements: Sequence[Element], *, q: float = 1.0, c: float | None = 
       ValueError: A number is out of range; ``BatchNorm`` without ``c``; a branch without ``Dense``; a moment diverges.
 
     Numerics:
-      Gaussian moments to 1e-8. Of the fluctuations only those of weights and slopes count. The gain is ``inf`` where
-      a normalization divides by 0. At batch size B BatchNorm after a Dense layer is right to order 1/B for ReLU and
-      1/B² beyond.
+      Gaussian moments to 1e-8; above q = 1e20 and below 1e-120 they go on as powers of q. A mean square that no float
+      holds is ``inf``, and followed as the largest float. Of the fluctuations only those of weights and slopes count,
+      and branches count in them by their gains without correlation. The gain is ``inf`` where a normalization divides
+      by 0. At batch size B BatchNorm is exact in linear networks with a Dense layer before each one. Otherwise an error
+      of order 1/B is left, for the batch's deviations count as normal and their direction as any other: the growth a
+      layer is too low by 4.7 % with ReLU at B = 8, 2.2 % at 16 and 0.3 % at 128, and too high by 2.3 % with tanh at 8.
 
     Example:
       >>> block = (Dense(2.0), BatchNorm(), Activation("relu"))
@@ -209,46 +227,83 @@ def propagate(elements: Sequence[Element], *, q: float = 1.0, c: float | None = 
     """
     q = finite("propagate", "q", q)
     product = math.nan if c is None else q * number("propagate", "c", c, -1, 1)
-    states, gains = [_State(q, number("propagate", "mean", mean, -math.sqrt(q), math.sqrt(q)), product)], []
-    for element in elements:
-        state, gain = _through(element, states[-1])
-        states.append(state)
-        gains.append(gain)
+    states, backs = follow(elements, State(q, number("propagate", "mean", mean, -math.sqrt(q), math.sqrt(q)), product))
+    gains, _ = retrace(backs)
     spreads = np.array([state.spread for state in states[1:]])
     squares, means = np.array([state.square for state in states]), np.array([state.mean for state in states])
     products = np.array([state.product for state in states])
     with np.errstate(divide="ignore", invalid="ignore"):
         correlations = np.where(squares > 0, products / squares, np.where(np.isnan(products), np.nan, 1.0))
         growth = float(np.sum(np.log(gains))) if gains else 0.0
-    return Signal(squares, means, correlations, np.array(gains, np.float64), growth, spreads)
+    shown = np.array([state.q for state in states])
+    return Signal(shown, means, correlations, np.array(gains, np.float64), growth, spreads)
 
 
-def _through(element: Element, state: _State) -> tuple[_State, float]:
-    """Return the state after an element, and the element's gain."""
+def follow(elements: Sequence[Element], state: State) -> tuple[list[State], list[Back]]:
+    """Return the state before the first element and after each, and each element's way back."""
+    states, backs = [state], []
+    for element in elements:
+        after, back = _through(element, states[-1])
+        if after.square > _MOST:  # of what no float holds, the correlation and a normalization's output still count
+            correlation = states[-1].product / states[-1].square if states[-1].square > 0 else 1.0
+            root = math.sqrt(_MOST)
+            after = after._replace(
+                square=_MOST, mean=min(max(after.mean, -root), root), product=min(max(correlation, -1.0), 1.0) * _MOST
+            )
+        states.append(after)
+        backs.append(back)
+    return states, backs
+
+
+def retrace(backs: Sequence[Back], correlation: float = 0.0) -> tuple[list[float], float]:
+    """Return the elements' gains, and the correlation of two examples' gradients before the first of them.
+
+    Args:
+      backs: The ways back, of the first element first.
+      correlation: The correlation behind the last one.
+    """
+    gains = []
+    for back in reversed(backs):
+        gain, correlation = back(correlation)
+        gains.append(gain)
+    return gains[::-1], correlation
+
+
+def _keeps(gain: float) -> Back:
+    """Return the way back through an element that treats every example's gradient alike."""
+    return lambda correlation: (gain, correlation)
+
+
+def _through(element: Element, state: State) -> tuple[State, Back]:
+    """Return the state after an element, and the element's way back."""
     match element:
         case Dense(weight_variance, bias_variance, width):
             factor = finite("propagate", "weight_variance", weight_variance)
             shift = finite("propagate", "bias_variance", bias_variance)
             units = math.inf if width is None else number("propagate", "width", width, 1, math.inf)
             square, product = factor * state.square + shift, factor * state.product + shift
-            return _State(square, 0.0, product, units, state.spread + 2 / units), factor
+            return State(square, 0.0, product, units, state.spread + 2 / units), _keeps(factor)
         case Activation(function):
             return _activate(Kernel("propagate", function), state)
         case Affine(scale, shift):
             scale, shift = finite("propagate", "scale", scale), finite("propagate", "shift", shift)
             square, product = scale * state.square + shift, scale * state.product + shift
-            return state._replace(square=square, mean=math.sqrt(scale) * state.mean, product=product), scale
+            after = state._replace(square=square, mean=math.sqrt(scale) * state.mean, product=product)
+            return after, _keeps(scale)
         case LayerNorm(centered, eps):
             shift = state.mean if centered else 0.0
-            gain = _inverse(state.square - shift**2 + finite("propagate", "eps", eps))
-            square, product = (state.square - shift**2) * gain, (state.product - shift**2) * gain
-            return state._replace(square=square, mean=(state.mean - shift) * math.sqrt(gain), product=product), gain
+            lost = shift * shift
+            gain = _inverse(state.square - lost + finite("propagate", "eps", eps))
+            square, product = (state.square - lost) * gain, (state.product - lost) * gain
+            after = state._replace(square=square, mean=(state.mean - shift) * math.sqrt(gain), product=product)
+            return after, _keeps(gain)
         case BatchNorm(batch_size, eps):
             return _batch_normalize(batch_size, finite("propagate", "eps", eps), state)
         case Dropout(keep_rate):
             rate = number("propagate", "keep_rate", keep_rate, 1e-12, 1)
             spread = state.spread + (1 / rate - 1) / state.units
-            return state._replace(square=state.square / rate, spread=spread), 1 / rate
+            after = state._replace(square=state.square / rate, spread=spread)
+            return after, lambda correlation: (1 / rate, rate * correlation)
         case Residual(branch, scale, shortcut):
             return _add_branch(branch, finite("propagate", "scale", scale), shortcut, state)
         case _:
@@ -262,20 +317,28 @@ def _through(element: Element, state: _State) -> tuple[_State, float]:
             )
 
 
-def _activate(kernel: Kernel, state: _State) -> tuple[_State, float]:
+def _activate(kernel: Kernel, state: State) -> tuple[State, Back]:
     moments = kernel.moments(state.square)
     square = moments.square if state.square > 0 else kernel.variance(0.0)[0]
-    product = math.nan
+    c, product = 1.0, math.nan
     if not math.isnan(state.product):
         c = min(max(state.product / state.square, -1.0), 1.0) if state.square > 0 else 1.0
         product = kernel.covariance(state.square, c)
     gain = moments.slope_square
-    spread = state.spread + (3 * (moments.slope_fourth / gain**2 - 1) / state.units if gain else 0.0)
+    # Slopes that outgrow floating point are a power of the input, and so their ratio the same at any variance.
+    steady = moments if math.isfinite(moments.slope_fourth) else kernel.moments(1e20)
+    ratio = steady.slope_fourth / steady.slope_square / steady.slope_square if gain else 1.0
+    spread = state.spread + 3 * (ratio - 1) / state.units
     root = math.sqrt(square)  # at 0 and for a constant, rounding could carry the mean beyond it
-    return _State(square, min(max(moments.mean, -root), root), product, state.units, spread), gain
+    shared = functools.cache(lambda: kernel.slope_correlation(state.square, c))
+
+    def back(correlation: float) -> tuple[float, float]:
+        return gain, correlation * shared() if correlation else 0.0
+
+    return State(square, min(max(moments.mean, -root), root), product, state.units, spread), back
 
 
-def _batch_normalize(batch_size: int | None, eps: float, state: _State) -> tuple[_State, float]:
+def _batch_normalize(batch_size: int | None, eps: float, state: State) -> tuple[State, Back]:
     if math.isnan(state.product):
         raise ValueError(
             message(
@@ -286,18 +349,26 @@ def _batch_normalize(batch_size: int | None, eps: float, state: _State) -> tuple
             )
         )
     variance = state.square - state.product
-    gain = _inverse(variance + eps)
-    after = state._replace(square=variance * gain, mean=0.0, product=0.0)
-    if batch_size is None:
-        return after, gain
-    size = number("propagate", "batch_size", batch_size, 4, math.inf, "with fewer examples the mean gain is infinite")
-    # The batch's mean and the direction of its deviations are lost, and the mean inverse variance is above its inverse.
-    return after._replace(product=-variance * gain / (size - 1)), gain * (size - 2) / (size - 3)
+    inverse = _inverse(variance + eps)
+    least, mean_inverse = 0.0, inverse
+    if batch_size is not None:
+        size = number(
+            "propagate", "batch_size", batch_size, 4, math.inf, "with fewer examples the mean gain is infinite"
+        )
+        # The direction of the batch's deviations is lost, and the mean inverse variance is above its inverse.
+        least, mean_inverse = -1 / (size - 1), inverse * (size - 2) / (size - 3)
+
+    def back(correlation: float) -> tuple[float, float]:
+        # The mean over the batch is lost. Examples cannot be further apart than without one.
+        return (1 - max(correlation, least)) * mean_inverse, least
+
+    after = state._replace(square=variance * inverse, mean=0.0, product=least * variance * inverse)
+    return after, back
 
 
 def _add_branch(
-    branch: Sequence[Element], scale: float, shortcut: Sequence[Element], state: _State
-) -> tuple[_State, float]:
+    branch: Sequence[Element], scale: float, shortcut: Sequence[Element], state: State
+) -> tuple[State, Back]:
     if not any(isinstance(element, (Dense, Residual)) for element in branch):
         raise ValueError(
             message(
@@ -307,15 +378,27 @@ def _add_branch(
                 "without random weights the branch is not independent of the stream; make it one activation",
             )
         )
-    inner, gain = _through_all(branch, state._replace(spread=0.0))
-    outer, outer_gain = _through_all(shortcut, state._replace(spread=0.0))
-    gain *= scale
-    total = gain + outer_gain
-    share = gain / total if total else 0.0
+    (*_, inner), inner_backs = follow(branch, state._replace(spread=0.0))
+    (*_, outer), outer_backs = follow(shortcut, state._replace(spread=0.0))
+
+    def parts(correlation: float) -> tuple[float, float, float, float]:
+        """Return the gains of branch and shortcut, the branch's share, and the correlation before both."""
+        gains, own = retrace(inner_backs, correlation)
+        outer_gains, other = retrace(outer_backs, correlation)
+        gain, outer_gain = scale * math.prod(gains), math.prod(outer_gains)
+        total = gain + outer_gain
+        share = (gain / total if total < math.inf else float(gain == math.inf)) if total else 0.0
+        return gain, outer_gain, share, share * own + (1 - share) * other
+
+    def back(correlation: float) -> tuple[float, float]:
+        gain, outer_gain, _, before = parts(correlation)
+        return gain + outer_gain, before
+
+    *_, share, _ = parts(0.0)
     units = min(inner.units, outer.units)
     root = math.sqrt(scale)
     cross = 2 * root * outer.mean * inner.mean
-    after = _State(
+    after = State(
         square=outer.square + scale * inner.square + cross,
         mean=outer.mean + root * inner.mean,
         product=outer.product + scale * inner.product + cross,
@@ -326,16 +409,7 @@ def _add_branch(
         + (1 - share) ** 2 * outer.spread
         + 4 * share * (1 - share) / units,
     )
-    return after, total
-
-
-def _through_all(elements: Sequence[Element], state: _State) -> tuple[_State, float]:
-    """Return the state after a sequence, and its gain."""
-    gain = 1.0
-    for element in elements:
-        state, own = _through(element, state)
-        gain *= own
-    return state, gain
+    return after, back
 
 
 def _inverse(variance: float) -> float:

@@ -21,9 +21,13 @@ from jaxgrad.activations._quadrature import (
 )
 from jaxgrad.activations._table import resolve
 
-# Beyond these, the slopes of an activation are those at 0 and at infinity.
+# Beyond these, the slopes of two inputs are those at 0 and at infinity.
 _SMALLEST = 1e-150
 _LARGEST = 1e8
+# Beyond these, where powers of values would soon leave floating point, moments go on as the powers of the scale that
+# they have become.
+_NEAR = 1e-60
+_FAR = 1e10
 
 
 class Moments(NamedTuple):
@@ -72,31 +76,62 @@ class Kernel:
 
     def squared_slope(self, q: float) -> float:
         """Return ``E[φ'(√q z)²]``; at q = 0 and q = inf, its limit."""
-        scale = min(max(math.sqrt(q), _SMALLEST), _LARGEST)
 
-        def integrand(z: np.ndarray) -> np.ndarray:
-            with np.errstate(over="ignore"):
-                return self._values_and_slopes(scale * z)[1:] ** 2
+        def at(scale: float) -> np.ndarray:
+            def integrand(z: np.ndarray) -> np.ndarray:
+                with np.errstate(over="ignore"):
+                    return self._values_and_slopes(scale * z)[1:] ** 2
 
-        return float(expectation(self._caller, integrand, self.goal)[0])
+            return expectation(self._caller, integrand, self.goal)
+
+        scale = max(math.sqrt(q), _SMALLEST)
+        if scale <= _FAR:
+            return float(at(scale)[0])
+        return float(_continued(at(_FAR), at(_FAR / 2), scale / _FAR)[0])
 
     def moments(self, q: float) -> Moments:
-        """Return the moments of the activation and its slope that one layer's fluctuations depend on."""
-        scale = min(max(math.sqrt(q), _SMALLEST), _LARGEST)
+        """Return the moments of the activation and its slope that one layer's fluctuations depend on.
 
-        def integrand(z: np.ndarray) -> np.ndarray:
-            with np.errstate(over="ignore"):
-                value, slope = self._values_and_slopes(scale * z)
-                both = value * slope
-                powers = [value, value**2, slope**2, value**4, slope**4, both**2, both * z, (slope * z) ** 2]
-                return np.stack(powers)
+        At q = 0, those of its tangent there.
+        """
 
-        return Moments(*map(float, expectation(self._caller, integrand, self.goal)))
+        def at(scale: float) -> np.ndarray:
+            def integrand(z: np.ndarray) -> np.ndarray:
+                with np.errstate(over="ignore"):
+                    value, slope = self._values_and_slopes(scale * z)
+                    both = value * slope
+                    powers = [value, value**2, slope**2, value**4, slope**4, both**2, both * z, (slope * z) ** 2]
+                    return np.stack(powers)
+
+            return expectation(self._caller, integrand, self.goal)
+
+        scale = math.sqrt(q)
+        if not scale:
+            return Moments(*map(float, at(_SMALLEST)))
+        inner = min(max(scale, _NEAR), _FAR)
+        found = at(inner)
+        if inner != scale:
+            odd = abs(found[0]) < 1e-9 * math.sqrt(found[1])  # the mean is rounding, which follows no power
+            found = _continued(found, at(2 * inner if scale < inner else inner / 2), scale / inner)
+            found[0] = 0.0 if odd else found[0]
+        return Moments(*map(float, found))
 
     def covariance(self, q: float, c: float) -> float:
         """Return ``E[φ(u) φ(u')]`` of two inputs of variance q and correlation c."""
         scale = math.sqrt(q)
-        return float(pair_expectation(self._caller, lambda z: self._values(scale * z), c, self.goal)[0])
+        inner = min(max(scale, _NEAR), _FAR) if scale else 0.0
+        found = float(pair_expectation(self._caller, lambda z: self._values(inner * z), c, self.goal)[0])
+        if inner == scale:
+            return found
+        # Far out and close to 0 the correlation no longer depends on the scale.
+        own = self.moments(inner**2).square
+        return found / own * self.moments(q).square if own else found
+
+    def slope_correlation(self, q: float, c: float) -> float:
+        """Return ``E[φ'(u) φ'(u')] / E[φ'(u)²]`` of two inputs of variance q and correlation c; 0 without slopes."""
+        q = min(q, _LARGEST**2)
+        square = self.squared_slope(q)
+        return min(max(self.slope_covariance(q, c) / square, -1.0), 1.0) if square else 0.0
 
     def slope_covariance(self, q: float, c: float) -> float:
         """Return ``E[φ'(u) φ'(u')]`` of two inputs of variance q and correlation c; at q = 0 and inf, its limit."""
@@ -120,6 +155,15 @@ class Kernel:
     @functools.cached_property
     def _values_and_slopes(self) -> Integrand:
         return _compiled(values_and_slopes, self._caller, self._function)
+
+
+def _continued(found: np.ndarray, inward: np.ndarray, factor: float) -> np.ndarray:
+    """Return the moments at a scale that lies outside by a factor, from those at the end and at half or double it."""
+    with np.errstate(all="ignore"):
+        power = np.log(inward / found) / math.log(0.5 if factor > 1 else 2.0)
+        halves = np.round(2 * power) / 2
+        power = np.where(np.abs(power - halves) < 1e-6, halves, power)
+        return np.where(np.isfinite(power), found * factor**power, found)
 
 
 def variance_map(

@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrad._checks import message
-from jaxgrad.meanfield._architectures import Activation, BatchNorm, Element, Residual, propagate
+from jaxgrad.meanfield._architectures import (
+    Activation,
+    Back,
+    BatchNorm,
+    Element,
+    Residual,
+    State,
+    follow,
+    propagate,
+    retrace,
+)
 from jaxgrad.meanfield._kernels import count
 from jaxgrad.meanfield._reading import Functions, Unreadable, read_block
 from jaxgrad.tracing import Network
@@ -56,8 +66,9 @@ def predict(
     .. math::
       \log_{10} \frac{\|\delta_b\|}{\|\delta_{b+1}\|} \approx \tfrac12 \log_{10} \prod_{e \in b} g_e
 
-    with the gains g of the elements at the signal's variance there. Whatever structure training has put into the
-    weights beyond their size is left out: where the measured signal differs from this, that structure is why.
+    with the gains g of the elements at the signal's variance there, and for the gradient that comes back to them.
+    Whatever structure training has put into the weights beyond their size is left out: where the measured signal
+    differs from this, that structure is why.
 
     Args:
       network: A traced network.
@@ -79,8 +90,10 @@ def predict(
 
     Numerics:
       To a few percent of the gain at widths of a hundred and more. ``error`` is for a single direction; a gradient
-      that is spread over a batch strays less. Sampled blocks are given the gradient of the function's first output,
-      which must be its loss; where that has left floating point, a random one, and of a loop's steps four.
+      that is spread over a batch strays less. The gradients of two examples count as uncorrelated at the end of a
+      function and behind a sampled block; from there on back their correlation is followed, for ``BatchNorm``. Sampled
+      blocks are given the gradient of the function's first output, which must be its loss; where that has left floating
+      point, a random one, and of a loop's steps four.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxgrad
@@ -108,8 +121,8 @@ def predict(
     functions: Functions = {}
     checked: set[Any] = set()
     read = [_read(network, span, known, functions, checked) for span in network.spans]
-    predictions, signal = [], _Signal(1.0, 0.0, 0.0)
-    follow = any(_holds(elements, BatchNorm) for elements in read if not isinstance(elements, str))
+    predictions, ways, signal = [], [], _Signal(1.0, 0.0, 0.0)
+    with_pairs = any(_holds(elements, BatchNorm) for elements in read if not isinstance(elements, str))
     unreadable = [index for index, elements in enumerate(read) if isinstance(elements, str)]
     samples = {} if inputs is None else _sample(network, inputs, key, num_samples, unreadable if num_samples else [])
     for index, (block, span, elements) in enumerate(zip(network.blocks, network.spans, read, strict=True)):
@@ -118,10 +131,12 @@ def predict(
             signal = _measured([known.get(site[0]) for site in span.start.sites if len(site) == 1])
         if isinstance(elements, str):
             prediction, signal = _from_samples(block.name, elements, samples.get(index), signal)
+            ways.append(None)
         else:
-            prediction, signal = _from_theory(block.name, elements, signal, follow)
+            prediction, signal, way = _from_theory(block.name, elements, signal, with_pairs)
+            ways.append(way)
         predictions.append(prediction)
-    return tuple(predictions)
+    return _with_gains(network, predictions, ways)
 
 
 class _Signal(NamedTuple):
@@ -177,16 +192,34 @@ def _holds(elements: Sequence[Element], kind: type) -> bool:
 
 
 def _from_theory(
-    name: str, elements: tuple[Element, ...], signal: _Signal, follow: bool
-) -> tuple[BlockPrediction, _Signal]:
-    """Return the prediction of a block from its elements, and the signal at its end."""
+    name: str, elements: tuple[Element, ...], signal: _Signal, with_pairs: bool
+) -> tuple[BlockPrediction, _Signal, list[Back]]:
+    """Return the prediction of a block but for its gain, the signal at its end, and the ways back."""
     # What two examples share matters to BatchNorm alone, and costs more than all the rest.
-    result = propagate(elements, q=signal.q, c=signal.c if follow else None, mean=signal.mean)
-    variance = float(result.log_variance[-1]) if elements else 0.0
-    q, c = float(result.q[-1]), float(result.c[-1]) if follow else signal.c
-    end = _Signal(q, min(max(float(result.mean[-1]), -math.sqrt(q)), math.sqrt(q)), min(max(c, -1.0), 1.0))
-    gain, error = result.log_growth / math.log(100), math.sqrt(variance) / math.log(100)
-    return BlockPrediction(name, gain, error, end.q, elements, "theory", ""), end
+    product = signal.c * signal.q if with_pairs else math.nan
+    (*_, end), ways = follow(elements, State(signal.q, signal.mean, product))
+    q = end.square
+    c = signal.c if not with_pairs else end.product / q if q > 0 else 1.0
+    after = _Signal(q, min(max(end.mean, -math.sqrt(q)), math.sqrt(q)), min(max(c, -1.0), 1.0))
+    error = math.sqrt(end.spread) / math.log(100)
+    return BlockPrediction(name, math.nan, error, end.q, elements, "theory", ""), after, ways
+
+
+def _with_gains(
+    network: Network, predictions: Sequence[BlockPrediction], ways: Sequence[list[Back] | None]
+) -> tuple[BlockPrediction, ...]:
+    """Return the predictions with the gains of theory, which depend on how the gradient comes in."""
+    done, correlation = list(predictions), 0.0
+    for index in reversed(range(len(done))):
+        way = ways[index]
+        if way is None or (index + 1 < len(done) and network.spans[index + 1].chain != network.spans[index].chain):
+            correlation = 0.0
+        if way is not None:
+            gains, correlation = retrace(way, correlation)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                growth = float(np.sum(np.log(gains)))
+            done[index] = done[index]._replace(log10_gain=growth / math.log(100))
+    return tuple(done)
 
 
 def _from_samples(name: str, reason: str, samples: _Samples | None, signal: _Signal) -> tuple[BlockPrediction, _Signal]:

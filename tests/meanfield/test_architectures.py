@@ -52,16 +52,121 @@ def test_shapes(num_elements):
     assert signal.log_growth == 0
 
 
+# Any size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("q", [1e-300, 1e-119, 1e-40, 1.0, 2e16, 1e20, 1.1e20, 1e200, 1e300])
+@pytest.mark.parametrize(("activation", "negative"), [("relu", 0.0), (lambda x: jnp.where(x > 0, x, -0.5 * x), -0.5)])
+def test_a_homogeneous_activation_is_followed_at_any_size(activation, negative, q):
+    signal = propagate((Activation(activation),), q=q, c=0.3)
+    share = (1 + negative**2) / 2
+    angle = math.acos(0.3)
+    product = (math.sin(angle) + (math.pi - angle) * 0.3) / (2 * math.pi)
+    crossed = (math.sin(angle) - angle * 0.3) / (2 * math.pi)  # of two inputs of opposite signs
+    np.testing.assert_allclose(signal.q[1] / q, share, rtol=1e-11)
+    np.testing.assert_allclose(signal.mean[1] / math.sqrt(q), (1 - negative) / math.sqrt(2 * math.pi), rtol=1e-11)
+    np.testing.assert_allclose(signal.gain, share, rtol=1e-11)
+    product = product * (1 + negative**2) - 2 * negative * crossed
+    np.testing.assert_allclose(signal.c[1], product / share, rtol=1e-9)
+
+
+@pytest.mark.parametrize("q", [1e16, 1e20, 1e24, 1e300])
+def test_a_bounded_activation_is_followed_at_any_size(q):
+    """Only inputs near 0 have a slope: the gain is the integral of its square times the density there."""
+    signal = propagate((Activation("tanh"),), q=q, c=0.5)
+    np.testing.assert_allclose([signal.q[1], signal.c[1]], [1, 1 / 3], rtol=2e-8)
+    np.testing.assert_allclose(signal.mean[1], 0, atol=1e-12)
+    np.testing.assert_allclose(signal.gain[0] * math.sqrt(q), 4 / 3 / math.sqrt(2 * math.pi), rtol=1e-7)
+    steps = propagate((Activation("sigmoid"), Activation("relu6")), q=q)
+    np.testing.assert_allclose(steps.q[1], 1 / 2, rtol=2e-8)
+
+
+def test_what_no_float_holds_is_infinite_and_keeps_its_gain():
+    signal = propagate(12 * (Dense(1e30), RELU), c=0.2)
+    np.testing.assert_allclose(signal.log_growth, 12 * math.log(0.5e30), rtol=1e-9)
+    assert np.flatnonzero(np.isinf(signal.q)).tolist() == [21, 23]
+    assert not np.any(np.isnan(signal.c))
+    after = propagate((*(2 * (Dense(1e300),)), LayerNorm(), Activation("tanh")), c=0.2)
+    np.testing.assert_allclose([after.q[3], after.c[3]], [1, 0.2], rtol=1e-9)
+    square = propagate((Dense(1.0, 0.0, 50), Activation(jnp.square)), q=1e200)
+    assert square.q[-1] == math.inf
+    np.testing.assert_allclose([square.gain[-1], square.log_variance[-1]], [4e200, 2 / 50 + 3 * 2 / 50], rtol=1e-9)
+
+
 # Normalization -------------------------------------------------------------------------------------------------------
 
 
+def relu_rate(size):
+    """The squared gradient's growth a layer with ReLU: E tr (P - yyᵀ/B) D P D / s² over that of the signal, exactly.
+
+    y is uniform on a sphere without a mean, so that functions of degree 0, 1 and 2 have the moments of normals of
+    correlation -1/(B - 1). P takes the mean away, D holds the slopes, s is the spread.
+    """
+    c = -1 / (size - 1)
+    product = (math.sqrt(1 - c**2) + c * (math.pi - math.acos(c))) / (2 * math.pi)
+    both = 1 / 4 + math.asin(c) / (2 * math.pi)
+    slopes, values = ((1 / 2 + (size - 1) * pair) / size for pair in (both, product))  # squares of means over the batch
+    passed = (size - 2) / 2 + slopes - 1 / 2 + values
+    return size / (size - 3) * passed / ((size - 1) * (1 / 2 - product))
+
+
 @pytest.mark.parametrize(
-    ("batch_size", "block_gain", "tolerance"), [(None, math.pi / (math.pi - 1), 1e-7), (128, 1.470, 0.01)]
+    ("batch_size", "block_gain", "tolerance"),
+    [
+        (None, math.pi / (math.pi - 1), 1e-7),
+        (8, relu_rate(8), 0.05),
+        (16, relu_rate(16), 0.025),
+        (128, relu_rate(128), 0.003),
+        (10**6, math.pi / (math.pi - 1), 3e-6),
+    ],
 )
 def test_batch_norm_with_relu_explodes_at_its_rate(batch_size, block_gain, tolerance):
     block = (Dense(2.0), BatchNorm(batch_size), RELU)
-    gain = propagate(8 * block, c=0.0).gain
-    np.testing.assert_allclose(np.prod(gain[-3:]), block_gain, rtol=tolerance)
+    gain = propagate(4 * block, c=0.0).gain
+    np.testing.assert_allclose(np.prod(gain[4:7]), block_gain, rtol=tolerance)
+
+
+@pytest.mark.parametrize("size", [4, 5, 8, 128])
+@pytest.mark.parametrize("between", [(), (LayerNorm(),), (Affine(3.0, 0.5), Activation("identity"))])
+def test_without_a_nonlinearity_batch_norm_grows_so_exactly(size, between):
+    """The last normalization takes a mean away from the gradient, those before it get gradients without one."""
+    count = 2 + len(between)
+    gain = propagate(5 * (Dense(0.7), BatchNorm(size), *between), c=0.0).gain.reshape(5, count).prod(axis=1)
+    rate = (size - 2) / (size - 3)
+    np.testing.assert_allclose(gain[1:], [rate, rate, rate, rate * (size - 1) / size], rtol=1e-8)
+
+
+def test_examples_are_no_further_apart_than_a_batch_without_its_mean():
+    """As after a change of resolution, where a convolution's batch is of another size."""
+    for outer, least in ((64, 64 / 63), (None, 1.0)):
+        gain = propagate((Dense(1.0), BatchNorm(outer), Dense(1.0), BatchNorm(8)), c=0.0).gain[1]
+        alone = propagate((Dense(1.0), BatchNorm(outer)), c=0.0).gain[1]
+        np.testing.assert_allclose(gain / alone, least, rtol=1e-9)
+    smaller = propagate((Dense(1.0), BatchNorm(8), Dense(1.0), BatchNorm(64)), c=0.0).gain[1]
+    np.testing.assert_allclose(smaller / propagate((Dense(1.0), BatchNorm(8)), c=0.0).gain[1], 64 / 63, rtol=1e-9)
+
+
+def test_the_way_back_through_branches_and_dropout():
+    """Of two uncorrelated parts the gradient's correlation is the mean by their squares; a mask of its own thins it."""
+    size = 8
+    behind = (Dense(1.0), BatchNorm(size))
+    bare = propagate((Dense(1.0), BatchNorm(size)), c=0.0).gain[1]
+    half = -1 / (size - 1) / (1 + 0.25)  # the shortcut's share, the branch is without correlation
+
+    def before(*elements):
+        """Return the correlation of the gradients that come out of some elements behind a normalization."""
+        return 1 - propagate((Dense(1.0), BatchNorm(size), *elements, *behind), c=0.0).gain[1] / bare
+
+    np.testing.assert_allclose(before(), -1 / (size - 1), rtol=1e-9)
+    np.testing.assert_allclose(before(Dropout(0.6)), -0.6 / (size - 1), rtol=1e-9)
+    np.testing.assert_allclose(before(Residual((Dense(1.0),), 0.25)), -1 / (size - 1), rtol=1e-9)
+    branch = (Dense(1.0), Activation(jnp.sign), Dense(1.0))
+    np.testing.assert_allclose(before(Residual(branch)), -1 / (size - 1), rtol=1e-9)  # no gradient passes the branch
+    thin = (Dense(1e-9), Dropout(1e-9))  # gain 1, and next to no correlation left
+    np.testing.assert_allclose(before(Residual(thin, 0.25)), half, rtol=1e-6)
+    own = -1 / (size - 1)
+    pair = 1 / 4 + math.asin(own) / (2 * math.pi)
+    np.testing.assert_allclose(before(RELU), own * pair / (1 / 2), rtol=1e-7)
 
 
 def test_batch_norm_does_not_know_the_weights_size():
@@ -69,9 +174,21 @@ def test_batch_norm_does_not_know_the_weights_size():
     np.testing.assert_allclose(gains[0], gains[1], rtol=1e-9)
 
 
-def test_a_sampled_network_with_batch_norm_grows_so():
+SAMPLED = {
+    "identity": (lambda y: y, np.ones_like),
+    "relu": (lambda y: np.maximum(y, 0), lambda y: np.float32(1) * (y > 0)),
+    "tanh": (np.tanh, lambda y: 1 / np.cosh(y) ** 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("activation", "batch_size", "tolerance"),
+    [("identity", 8, 0.02), ("relu", 8, 0.06), ("tanh", 8, 0.04), ("relu", 128, 0.015), ("tanh", 128, 0.01)],
+)
+def test_a_sampled_network_with_batch_norm_grows_so(activation, batch_size, tolerance):
     """The mean over many gradients and networks, by NumPy alone."""
-    width, batch_size, depth, num_networks = 512, 128, 5, 6
+    phi, slope = SAMPLED[activation]
+    width, depth, num_networks = 512, 5, 6 if batch_size == 128 else 24
     rng = np.random.default_rng(0)
     logs = []
     for _ in range(num_networks):
@@ -82,16 +199,17 @@ def test_a_sampled_network_with_batch_norm_grows_so():
             h = h - h.mean(axis=0, keepdims=True)
             root = np.sqrt(np.mean(h**2, axis=0, keepdims=True))
             tape.append((w, h / root, root))
-            x = np.maximum(h / root, 0)
+            x = phi(h / root)
         signal, norms = rng.standard_normal(x.shape, np.float32), []
         for w, normalized, root in tape[::-1]:
-            norms.append(np.sum(signal**2))
-            inner = signal * (normalized > 0)
+            inner = signal * slope(normalized)
             inner = inner - inner.mean(axis=0) - normalized * np.mean(inner * normalized, axis=0)
             signal = (inner / root) @ w.T
-        logs.append(math.log(norms[-1] / norms[0]) / (depth - 1))
-    predicted = propagate(depth * (Dense(2.0), BatchNorm(batch_size), RELU), c=0.0)
-    np.testing.assert_allclose(math.exp(np.mean(logs)), np.prod(predicted.gain[-3:]), rtol=0.02)
+            norms.append(np.sum(signal**2))
+        logs.append(np.log(np.divide(norms[1:], norms[:-1])))
+    gain = propagate(depth * (Dense(2.0), BatchNorm(batch_size), Activation(activation)), c=0.0).gain
+    predicted = np.prod(gain[:-3]) ** (1 / (depth - 1))  # without the last layer's, which gets another gradient
+    np.testing.assert_allclose(math.exp(np.mean(logs)), predicted, rtol=tolerance)
 
 
 @pytest.mark.parametrize("centered", [True, False])

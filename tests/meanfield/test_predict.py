@@ -125,6 +125,59 @@ def test_a_healthy_network_keeps_its_signal():
     np.testing.assert_allclose(preactivation, q, rtol=0.1)
 
 
+def batch_normalized(activation):
+    """A loss of layers with batch normalization, and a linear one."""
+
+    def loss_fn(params, x):
+        *hidden, (last, _) = params
+        for w, _ in hidden:
+            h = x @ w
+            centred = h - jnp.mean(h, axis=0, keepdims=True)
+            x = activation(centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=0, keepdims=True) + 1e-9))
+        return readout(x @ last)
+
+    return loss_fn
+
+
+def test_what_gradients_share_is_followed_from_block_to_block():
+    """Block by block a small batch's prediction is that of the whole stack."""
+    params, x = layers(4), normal(120, 8, WIDTH)
+    predictions = predict(jaxgrad.trace(batch_normalized(jnp.tanh), params, x), params, x)
+    assert [kinds(block) for block in predictions] == 3 * [[Dense, BatchNorm, Activation]] + [[Dense]]
+    elements = [element for block in predictions for element in block.elements]
+    q, values = float(jnp.mean(x**2)), np.asarray(x, np.float64)
+    pairs = (np.mean(values.sum(axis=0) ** 2) / 8 - np.mean(values**2)) / 7
+    gain = propagate(elements, q=q, c=pairs / q, mean=float(jnp.mean(x))).gain
+    growth = [np.log10(part.prod()) / 2 for part in np.split(gain, [3, 6, 9])]
+    np.testing.assert_allclose([block.log10_gain for block in predictions], growth, atol=1e-6)
+    assert gain[4] > 1.05 * propagate(elements[:6], q=q, c=pairs / q).gain[4]
+
+
+@pytest.mark.heavy
+def test_a_sampled_block_is_the_end_of_what_gradients_share():
+    def normalized(h):
+        centred = h - jnp.mean(h, axis=0, keepdims=True)
+        return jnp.tanh(centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=0, keepdims=True) + 1e-9))
+
+    def loss_fn(params, x):
+        h = normalized(x @ params["first"])
+        scores = (h @ params["q"]) @ (h @ params["k"]).T / math.sqrt(WIDTH)
+        h = normalized((h + jax.nn.softmax(scores) @ h) @ params["second"])
+        return readout(h @ params["out"])
+
+    params = {name: normal(i, WIDTH, WIDTH) / 8 for i, name in enumerate(("first", "q", "k", "second", "out"))}
+    x = normal(121, 8, WIDTH)
+    predictions = predict(jaxgrad.trace(loss_fn, params, x), params, x, num_samples=2)
+    assert [block.method for block in predictions] == ["theory", "sampled", "theory", "theory"]
+    first, _, second, _ = predictions
+    assert BatchNorm in kinds(first)
+    assert BatchNorm in kinds(second)
+    q, values = float(jnp.mean(x**2)), np.asarray(x, np.float64)
+    pairs = (np.mean(values.sum(axis=0) ** 2) / 8 - np.mean(values**2)) / 7
+    alone = propagate(first.elements, q=q, c=pairs / q).log_growth / math.log(100)
+    np.testing.assert_allclose(first.log10_gain, alone, atol=1e-6)
+
+
 def test_a_custom_activation_is_read_as_a_function():
     def custom(x):
         return x * jax.nn.sigmoid(1.3 * x)
