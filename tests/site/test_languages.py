@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 FOUND = {
     "梯度消失": "concepts/exploding-and-vanishing-gradients.html",
-    "权重初始化": "concepts/initialization.html",
+    "扇入": "concepts/initialization.html",
     "主成分": "concepts/pca.html",
     "softmax": "concepts/loss-functions.html",
 }
