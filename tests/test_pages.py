@@ -19,6 +19,13 @@ from jaxgrad import clustering
 from jaxgrad.data import digits
 
 ROOT = Path(__file__).parents[1]
+WRITTEN = ("README.md", "docs/*.md", "docs/guides/*.md", "docs/concepts/*.md", "docs/gallery/*.md", "docs/api/*.md")
+SHOWN = {
+    path.relative_to(ROOT).as_posix(): blocks
+    for pattern in WRITTEN
+    for path in sorted(ROOT.glob(pattern))
+    if (blocks := re.findall(r"^```python\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S))
+}
 WIDTH, DEPTH = 16, 6
 
 
@@ -64,8 +71,7 @@ def opt_state(names: Names) -> Any:
 
 
 def stored(names: Names) -> str:
-    rows = np.asarray(names["x"])
-    rows.tofile("rows")
+    np.asarray(names["x"]).tofile("rows")
     return "rows"
 
 
@@ -98,14 +104,12 @@ GIVEN: dict[str, Callable[[Names], Any]] = {
 }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/get-started.md", "docs/guides/scale-out.md"])
+@pytest.mark.parametrize("page", SHOWN)
 @pytest.mark.usefixtures("third_party_model")  # readers have JAX's usual promotion
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax.distributed, "initialize", lambda: None)  # one process is what a test has
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.M | re.S)
-    assert blocks
     names = Names()
-    for number, block in enumerate(blocks):
+    for number, block in enumerate(SHOWN[page]):
         names.pop("opt_state", None)  # of this block's optimizer
         exec(compile(block, f"{page}, block {number}", "exec"), names)
